@@ -1,0 +1,300 @@
+//! What operators write becomes what the program uses.
+//!
+//! Two layers: [`file`] mirrors `proxy.toml` key by key; this module's types are what the rest of the crate sees. Building the
+//! second from the first is the validation, so nothing is checked again later.
+
+use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Uri;
+
+pub use self::secret::Secret;
+
+pub mod secret;
+
+/// Everything the program needs to run, already checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Index into [`Config::accounts`] of the account that serves calls by default.
+    pub default_account: usize,
+    /// The data port.
+    pub server: Server,
+    /// The operator's ports.
+    pub admin: Admin,
+    /// Where attempts are sent.
+    pub upstream: Upstream,
+    /// Exceptions by path prefix, in file order; the first that matches counts.
+    pub routes: Vec<Route>,
+    /// All accounts that a client or the default names, in file order.
+    pub accounts: Vec<Account>,
+    /// Who may call. Empty: everyone is the client `local`.
+    pub clients: Vec<Client>,
+    /// How long and how many may wait.
+    pub queue: Queue,
+    /// What is tried again.
+    pub retry: Retry,
+    /// How long a job may hold its slot.
+    pub jobs: Jobs,
+    /// What is known of models, by the name that creates use.
+    pub models: Vec<Model>,
+    /// What survives a restart.
+    pub state: State,
+    /// How the log is written.
+    pub log: Log,
+}
+
+/// `[server]`: the data port.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Addresses to listen on; at least one.
+    pub listen: Vec<SocketAddr>,
+    /// Worker threads; `None`: one per core.
+    pub threads: Option<NonZeroUsize>,
+    /// Host names accepted beyond loopback names and the listen addresses; lower case, without a port.
+    pub allowed_hosts: Vec<String>,
+    /// Browser origins accepted, as `scheme://host[:port]`, lower case.
+    pub allowed_origins: Vec<String>,
+    /// Longest request body, in bytes.
+    pub max_body_bytes: u64,
+    /// All bodies held for queue or replay, together, in bytes; at least `max_body_bytes`.
+    pub buffer_bytes: u64,
+    /// From the first byte of a connection or request to the end of its head.
+    pub header_timeout: Duration,
+    /// Between two pieces of a request body while we read.
+    pub body_timeout: Duration,
+    /// How long in-flight work may go on after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Connections held open at once.
+    pub max_connections: NonZeroUsize,
+}
+
+/// `[admin]`: the operator's ports; `None` where the file says `"off"`.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// API, metrics, health.
+    pub listen: Option<SocketAddr>,
+    /// Only `/livez`, `/readyz` and `/metrics`, for probes.
+    pub health_listen: Option<SocketAddr>,
+}
+
+/// `[upstream]`: the API in front of which we stand.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// Scheme and authority, and an optional path prefix without a slash at its end.
+    pub url: Uri,
+    /// How jobs are created and followed.
+    pub protocol: Protocol,
+    /// TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// One attempt, to its response head; below `/llm` ten times as long.
+    pub attempt_timeout: Duration,
+    /// All attempts and backoff of one call, from the first dispatch to the response head.
+    pub total_timeout: Duration,
+    /// Between two pieces of a response body.
+    pub idle_timeout: Duration,
+    /// Which HTTP version is spoken to the upstream.
+    pub http2: Http2,
+}
+
+/// Which job protocol the upstream speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// `api.core.today`, both dialects.
+    CoreToday,
+}
+
+/// HTTP versions towards the upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Http2 {
+    /// What TLS negotiates; HTTP/1.1 over plain TCP.
+    Auto,
+    /// HTTP/1.1 only.
+    Never,
+    /// HTTP/2 only, also over plain TCP (prior knowledge).
+    Always,
+}
+
+/// `[[routes]]`: an exception by path prefix.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// The path prefix, from the leading slash.
+    pub prefix: String,
+    /// Whose credentials go upstream.
+    pub auth: RouteAuth,
+}
+
+/// Whose credentials go upstream on a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RouteAuth {
+    /// The account's key is injected (everywhere by default).
+    Account,
+    /// The caller's own `Authorization` passes, nothing is injected.
+    Client,
+}
+
+/// `[accounts.NAME]`: one upstream API key and its plan.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// The table's name.
+    pub name: String,
+    /// Free text for people.
+    pub description: Option<String>,
+    /// The limits that the upstream sold with this key.
+    pub plan: Arc<Plan>,
+    /// The API key.
+    pub key: Secret,
+    /// Where the key came from, for people: `environment variable CORE_API_KEY`, `file /run/secrets/key`, `command op`.
+    pub key_origin: String,
+}
+
+/// `[plans.NAME]`: limits. What is left out is not limited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The table's name.
+    pub name: String,
+    /// Attempts in any window.
+    pub requests: Option<Requests>,
+    /// Jobs alive at once.
+    pub concurrent_jobs: Option<NonZeroU32>,
+    /// How attempts are spread inside the window.
+    pub pacing: Pacing,
+    /// Whether LLM calls spend the same quota.
+    pub llm: Llm,
+}
+
+/// A rate: at most `limit` attempts in any `window`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Requests {
+    /// L.
+    pub limit: NonZeroU32,
+    /// W: 60 s for `requests_per_minute`, else `per`. From 10 ms to 24 h.
+    pub window: Duration,
+    /// J: the most that may pass between our sending an attempt and the upstream's counting it. Default max(W/40, 100 ms).
+    pub jitter: Duration,
+}
+
+/// How attempts are spread inside the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pacing {
+    /// Full burst until the upstream proves stricter than its plan, then paced.
+    Auto,
+    /// Always evenly spaced.
+    Paced,
+    /// Always full burst.
+    Burst,
+}
+
+/// Whether LLM calls spend the account's quota.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Llm {
+    /// One bucket with everything else.
+    Shared,
+    /// Not counted at all.
+    Unmetered,
+}
+
+/// `[[clients]]`: an app that calls us.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// Its name in logs, metrics and the queue.
+    pub name: String,
+    /// What it sends as its API key.
+    pub token: Secret,
+    /// Index into [`Config::accounts`].
+    pub account: usize,
+    /// Limits inside the account's; both must allow.
+    pub plan: Option<Arc<Plan>>,
+    /// Its share of turns when several clients wait; 1 to 1000.
+    pub weight: NonZeroU32,
+}
+
+/// `[queue]`: waiting instead of failing.
+#[derive(Debug, Clone)]
+pub struct Queue {
+    /// Longest wait for the first attempt; zero refuses at once.
+    pub max_wait: Duration,
+    /// Most waiters of one account.
+    pub max_waiting: NonZeroUsize,
+}
+
+/// `[retry]`: what is tried again.
+#[derive(Debug, Clone)]
+pub struct Retry {
+    /// Attempts of one call, the first included.
+    pub max_attempts: NonZeroU32,
+    /// Ceiling of the first backoff.
+    pub initial_backoff: Duration,
+    /// Ceiling of every backoff.
+    pub max_backoff: Duration,
+    /// Statuses that are tried again.
+    pub statuses: Vec<http::StatusCode>,
+    /// Which failed creates are sent again.
+    pub creates: RetryCreates,
+    /// Retries in the last 60 s, as a share of first attempts.
+    pub budget: f64,
+    /// Retries in the last 60 s that are allowed whatever the share.
+    pub budget_floor: u32,
+}
+
+/// Which failed creates (and other POST, PUT, PATCH) are sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RetryCreates {
+    /// Listed statuses and what provably was not sent.
+    Documented,
+    /// Only what provably was not sent, 429 and 503.
+    Safe,
+    /// None.
+    Never,
+}
+
+/// `[jobs]`: how long a job may hold its slot.
+#[derive(Debug, Clone)]
+pub struct Jobs {
+    /// A job older than this is looked at a last time, then its slot is freed.
+    pub max_age: Duration,
+    /// How long a create of unknown outcome holds its slot.
+    pub uncertain: Duration,
+    /// Whether every client sees every job.
+    pub shared: bool,
+}
+
+/// `[models.NAME]`: what is known of a model.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// The name that creates use.
+    pub name: String,
+    /// First interval of the proxy's own looks at a job of this model that nobody polls.
+    pub poll: Duration,
+}
+
+/// `[state]`: what survives a restart.
+#[derive(Debug, Clone)]
+pub enum State {
+    /// Nothing.
+    Memory,
+    /// Files in this directory, which exists and is writable.
+    Local(PathBuf),
+}
+
+/// `[log]`: how the log is written.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Text, JSON, or what fits the terminal.
+    pub format: LogFormat,
+    /// A `tracing` filter: `info`, `debug`, `sluicegate=trace`.
+    pub level: String,
+}
+
+/// The log's form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// One line of text an event.
+    Text,
+    /// One JSON object an event.
+    Json,
+}

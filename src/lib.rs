@@ -1,0 +1,3 @@
+//! Sluicegate: a local rate-limiting reverse proxy for metered, asynchronous AI APIs.
+
+pub mod config;
