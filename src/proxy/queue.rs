@@ -1,0 +1,562 @@
+//! Waiting for one's turn: a bounded, fair queue with deadlines in front of an account's quota and job slots.
+//!
+//! [`Account::turn`] hands out a [`Permit`] for exactly one attempt and, for creates, a [`Slot`]. Both are given back by drop.
+//! The decisions are `quota`'s and `line`'s; this file holds the lock, the timer and the wake-ups.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use crate::config;
+use crate::state::ring::Ring;
+
+use super::quota::feedback::Feedback;
+use super::quota::{Claim, Quota, Refused, Share, Stamp, View, Wait};
+
+use self::line::{Jobs, Line, Need, Shares, Ticket};
+
+pub(crate) use self::line::Class;
+
+/// The order of turns.
+pub(crate) mod line;
+
+/// After a refusal for too many jobs, when no job of ours can end, the next try comes no later than this.
+const LONGEST_WITHOUT_ROOM: Duration = Duration::from_secs(30);
+
+/// One upstream key: its quota, its job slots and everyone who waits for them.
+pub(crate) struct Account {
+    /// The name in logs, metrics and the state directory.
+    pub(crate) name: String,
+    /// How many may wait.
+    max_waiting: usize,
+    /// One short lock for the whole account: a turn needs quota, slot and place in line together. Never held over an await.
+    book: Mutex<Book>,
+    /// Tells the timer that the next wake-up has moved forward.
+    timer: Notify,
+    /// Rings whenever a job slot comes free or work is handed back, for those who watch.
+    pub(crate) changed: Notify,
+}
+
+struct Book {
+    quota: Quota,
+    jobs_limit: Option<u32>,
+    live: u32,
+    /// Until when the upstream's refusal for too many jobs holds, unless a job ends before.
+    no_room_until: Option<Instant>,
+    clients: Clients,
+    line: Line<oneshot::Sender<Turn>>,
+    wake_at: Option<Instant>,
+    ring: Option<Ring>,
+    attempts: u64,
+}
+
+struct Clients(Vec<ClientBook>);
+
+struct ClientBook {
+    share: Share,
+    jobs_limit: Option<u32>,
+    live: u32,
+}
+
+impl Shares for Clients {
+    fn rate(&self, client: usize, now: Instant) -> Result<(), Instant> {
+        self.0[client].share.ready(now)
+    }
+
+    fn slot(&self, client: usize) -> bool {
+        let client = &self.0[client];
+        client.jobs_limit.is_none_or(|limit| client.live < limit)
+    }
+}
+
+/// What a call asks of the queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ask {
+    /// Index of the client.
+    pub(crate) client: usize,
+    pub(crate) class: Class,
+    /// The call starts a job and holds no slot yet.
+    pub(crate) slot: bool,
+    /// Its place in the order of arrival, if this is not its first attempt.
+    pub(crate) again: Option<u64>,
+    pub(crate) deadline: Instant,
+}
+
+/// Permission for one attempt, and for the job that it may start.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    pub(crate) permit: Permit,
+    pub(crate) slot: Option<Slot>,
+    /// Where the call stood, for its next attempt.
+    pub(crate) seq: u64,
+}
+
+/// Why there is no turn. `retry_in` is a proven lower bound, for the caller's `Retry-After`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NoTurn {
+    /// The queue is full.
+    Full { waiting: usize, retry_in: Duration },
+    /// The minute quota alone proves that the deadline cannot be met.
+    TooLate { retry_in: Duration },
+    /// The call does not want to wait, and every job slot is taken.
+    NoSlot { live: u32, limit: u32 },
+    /// The deadline passed in the queue.
+    Deadline { retry_in: Duration },
+}
+
+/// What the admin port shows of an account.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Snapshot {
+    pub(crate) limit: Option<u32>,
+    pub(crate) used: u32,
+    pub(crate) view: Option<View>,
+    pub(crate) jobs_limit: Option<u32>,
+    pub(crate) live: u32,
+    pub(crate) waiting: usize,
+    pub(crate) paced: bool,
+    pub(crate) drift: u32,
+    pub(crate) attempts: u64,
+}
+
+impl Account {
+    /// An account of this plan whose clients have these plans and weights, with what an earlier process left.
+    pub(crate) fn new(
+        name: String,
+        plan: &config::Plan,
+        clients: &[(Option<Arc<config::Plan>>, u32)],
+        max_waiting: usize,
+        ring: Option<Ring>,
+        now: Instant,
+    ) -> Arc<Self> {
+        let mut quota = Quota::new(plan, now);
+        let mut ring = ring;
+        if let (Some(log), Some(ring)) = (quota.log(), &mut ring) {
+            ring.restore(log, now);
+        }
+        let weights: Vec<u32> = clients.iter().map(|(_, weight)| *weight).collect();
+        let clients = clients.iter().map(|(plan, _)| ClientBook {
+            share: Share::new(plan.as_deref(), now),
+            jobs_limit: plan
+                .as_ref()
+                .and_then(|plan| plan.concurrent_jobs)
+                .map(std::num::NonZeroU32::get),
+            live: 0,
+        });
+        Arc::new(Self {
+            name,
+            max_waiting,
+            book: Mutex::new(Book {
+                quota,
+                jobs_limit: plan.concurrent_jobs.map(std::num::NonZeroU32::get),
+                live: 0,
+                no_room_until: None,
+                clients: Clients(clients.collect()),
+                line: Line::new(&weights),
+                wake_at: None,
+                ring,
+                attempts: 0,
+            }),
+            timer: Notify::new(),
+            changed: Notify::new(),
+        })
+    }
+
+    /// Waits for a turn until the deadline. Dropping the future leaves the line and spends nothing.
+    pub(crate) async fn turn(self: &Arc<Self>, ask: Ask) -> Result<Turn, NoTurn> {
+        let (receiver, ticket) = match self.enter(ask)? {
+            Entered::Served(turn) => return Ok(turn),
+            Entered::Waits(receiver, ticket) => (receiver, ticket),
+        };
+        let _leave = Leave { account: self, ticket };
+        match tokio::time::timeout_at(ask.deadline, receiver).await {
+            Ok(Ok(turn)) => Ok(turn),
+            // The sender lives in the line until it is used: it cannot vanish while we wait.
+            Ok(Err(_)) | Err(_) => {
+                let now = Instant::now();
+                Err(NoTurn::Deadline {
+                    retry_in: self.book().quota.earliest(now).saturating_duration_since(now),
+                })
+            }
+        }
+    }
+
+    fn enter(self: &Arc<Self>, ask: Ask) -> Result<Entered, NoTurn> {
+        let now = Instant::now();
+        let mut guard = self.book();
+        let book = &mut *guard;
+        let seq = ask.again.unwrap_or_else(|| book.line.number());
+        let ticket = Ticket {
+            client: ask.client,
+            class: ask.class,
+            seq,
+        };
+        let need = match (ask.slot, ask.class, ask.again) {
+            (true, ..) => Need::Slot,
+            (false, Class::Create, Some(_)) => Need::Room,
+            _ => Need::Nothing,
+        };
+        if book.line.is_empty() && book.free_for(need, ask.client, now) {
+            let claim = book.grant(need, ask.client, now);
+            drop(guard);
+            return Ok(Entered::Served(self.make_turn(ticket, need, claim)));
+        }
+        let earliest = book.earliest(ask.client, now);
+        if earliest > ask.deadline {
+            return Err(NoTurn::TooLate {
+                retry_in: earliest - now,
+            });
+        }
+        if ask.deadline <= now {
+            return Err(match book.jobs_limit {
+                Some(limit) if need == Need::Slot && book.live >= limit => NoTurn::NoSlot { live: book.live, limit },
+                _ => NoTurn::Deadline {
+                    retry_in: earliest - now,
+                },
+            });
+        }
+        if book.line.len() >= self.max_waiting && ask.again.is_none() {
+            return Err(NoTurn::Full {
+                waiting: book.line.len(),
+                retry_in: earliest - now,
+            });
+        }
+        let (sender, receiver) = oneshot::channel();
+        book.line.join(ticket, need, sender);
+        drop(guard);
+        self.pump();
+        Ok(Entered::Waits(receiver, ticket))
+    }
+
+    /// Gives turns for as long as somebody can go, then sets the timer.
+    fn pump(self: &Arc<Self>) {
+        loop {
+            let now = Instant::now();
+            let mut book = self.book();
+            let Some((ticket, need, claim, sender)) = book.next(now) else {
+                let wake_at = book.next_wake(now);
+                let earlier = wake_at.is_some_and(|at| book.wake_at.is_none_or(|set| at < set));
+                book.wake_at = wake_at;
+                drop(book);
+                if earlier {
+                    self.timer.notify_one();
+                }
+                return;
+            };
+            drop(book);
+            // A waiter that has just given up drops the turn, and so gives back what it holds.
+            drop(sender.send(self.make_turn(ticket, need, claim)));
+        }
+    }
+
+    fn make_turn(self: &Arc<Self>, ticket: Ticket, need: Need, claim: Claim) -> Turn {
+        let permit = Permit {
+            account: Arc::clone(self),
+            client: ticket.client,
+            claim,
+            stage: Stage::Reserved,
+        };
+        let slot = (need == Need::Slot).then(|| Slot {
+            account: Arc::clone(self),
+            client: ticket.client,
+        });
+        Turn {
+            permit,
+            slot,
+            seq: ticket.seq,
+        }
+    }
+
+    /// Wakes the line when time alone lets somebody go. Runs for as long as the account lives.
+    pub(crate) async fn keep_time(self: Arc<Self>) {
+        loop {
+            let at = self.book().wake_at;
+            tokio::select! {
+                () = sleep_until(at) => {
+                    self.book().wake_at = None;
+                    self.pump();
+                }
+                () = self.timer.notified() => {}
+            }
+        }
+    }
+
+    /// Counts a job that this process did not start through the queue: restored, or seen for the first time in a status answer.
+    pub(crate) fn adopt(self: &Arc<Self>, client: usize) -> Slot {
+        let mut book = self.book();
+        book.live += 1;
+        book.clients.0[client].live += 1;
+        drop(book);
+        Slot {
+            account: Arc::clone(self),
+            client,
+        }
+    }
+
+    /// Limits for the headers of an answer to `client`: the tighter of its own and the account's.
+    pub(crate) fn view(&self, client: usize) -> Option<View> {
+        let now = Instant::now();
+        self.book().view(client, now)
+    }
+
+    /// True when creates wait for nothing but a job slot.
+    pub(crate) fn starved_of_slots(&self) -> bool {
+        let book = self.book();
+        book.line.wanting_slots() > 0 && book.jobs_limit.is_some_and(|limit| book.live >= limit)
+            || book.no_room_until.is_some()
+    }
+
+    /// What the admin port shows.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let now = Instant::now();
+        let mut book = self.book();
+        let used = book.quota.used(now);
+        Snapshot {
+            limit: used.map(|(_, limit)| limit),
+            used: used.map_or(0, |(used, _)| used),
+            view: book.quota.view(now),
+            jobs_limit: book.jobs_limit,
+            live: book.live,
+            waiting: book.line.len(),
+            paced: book.quota.paced(),
+            drift: book.quota.drift(),
+            attempts: book.attempts,
+        }
+    }
+
+    /// Waiters and live jobs of one client.
+    pub(crate) fn client_snapshot(&self, client: usize) -> (usize, u32) {
+        let book = self.book();
+        (book.line.len_of(client), book.clients.0[client].live)
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        // A panic under this lock leaves counters that are still the safe side of true.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a change and lets those go whom it lets go.
+    fn change(self: &Arc<Self>, change: impl FnOnce(&mut Book)) {
+        let mut book = self.book();
+        change(&mut book);
+        let waiting = !book.line.is_empty();
+        drop(book);
+        if waiting {
+            self.pump();
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+enum Entered {
+    Served(Turn),
+    Waits(oneshot::Receiver<Turn>, Ticket),
+}
+
+/// Leaves the line on drop: the deadline passed, or the caller hung up.
+struct Leave<'a> {
+    account: &'a Account,
+    ticket: Ticket,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        let sender = self.account.book().line.leave(self.ticket);
+        drop(sender);
+    }
+}
+
+impl Book {
+    fn jobs(&self, now: Instant) -> Jobs {
+        Jobs {
+            slot: self.jobs_limit.is_none_or(|limit| self.live < limit),
+            room: self.no_room_until.is_none_or(|until| until <= now),
+        }
+    }
+
+    fn free_for(&mut self, need: Need, client: usize, now: Instant) -> bool {
+        let jobs = self.jobs(now);
+        let may_start = match need {
+            Need::Nothing => true,
+            Need::Room => jobs.room,
+            Need::Slot => jobs.room && jobs.slot && self.clients.slot(client),
+        };
+        may_start && self.clients.rate(client, now).is_ok() && self.quota.ready(now).is_ok()
+    }
+
+    fn grant(&mut self, need: Need, client: usize, now: Instant) -> Claim {
+        self.clients.0[client].share.take(now);
+        if need == Need::Slot {
+            self.live += 1;
+            self.clients.0[client].live += 1;
+        }
+        self.quota.reserve(now)
+    }
+
+    fn next(&mut self, now: Instant) -> Option<(Ticket, Need, Claim, oneshot::Sender<Turn>)> {
+        if self.line.is_empty() || self.quota.ready(now).is_err() {
+            return None;
+        }
+        let jobs = self.jobs(now);
+        let (ticket, need, sender) = self.line.next(now, jobs, &self.clients)?;
+        let claim = self.grant(need, ticket.client, now);
+        Some((ticket, need, claim, sender))
+    }
+
+    /// When time alone may let somebody go.
+    fn next_wake(&mut self, now: Instant) -> Option<Instant> {
+        if self.line.is_empty() {
+            return None;
+        }
+        match self.quota.ready(now) {
+            Err(Wait::Until(at)) => return Some(at),
+            Err(Wait::ForProbe) => return None,
+            Ok(()) => {}
+        }
+        let room = self.no_room_until.filter(|until| *until > now);
+        room.into_iter().chain(self.line.next_rate()).min()
+    }
+
+    /// A lower bound for the next departure of `client`, from rates alone.
+    fn earliest(&mut self, client: usize, now: Instant) -> Instant {
+        let own = self.clients.rate(client, now).err().unwrap_or(now);
+        self.quota.earliest(now).max(own)
+    }
+
+    fn view(&mut self, client: usize, now: Instant) -> Option<View> {
+        let account = self.quota.view(now);
+        let own = self.clients.0[client].share.view(now);
+        match (account, own) {
+            (Some(account), Some(own)) if own.remaining <= account.remaining => Some(own),
+            (Some(account), _) => Some(account),
+            (None, own) => own,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Stage {
+    Reserved,
+    Sent(Option<Stamp>),
+    Done,
+}
+
+/// Permission for one attempt. Dropped before the attempt is sent, it gives everything back; dropped after, the attempt keeps its place
+/// in the window, for the upstream may have counted it.
+#[must_use]
+pub(crate) struct Permit {
+    account: Arc<Account>,
+    client: usize,
+    claim: Claim,
+    stage: Stage,
+}
+
+impl Permit {
+    /// The head is being written.
+    pub(crate) fn sent(&mut self) {
+        let now = Instant::now();
+        let mut book = self.account.book();
+        let stamp = book.quota.sent(now);
+        book.attempts += 1;
+        if let Some(ring) = &mut book.ring {
+            ring.record(now);
+        }
+        self.stage = Stage::Sent(stamp);
+    }
+
+    /// The attempt provably never left, although `sent` was called.
+    pub(crate) fn unsent(mut self) {
+        let Stage::Sent(stamp) = std::mem::replace(&mut self.stage, Stage::Done) else {
+            return;
+        };
+        let now = Instant::now();
+        self.account.change(|book| {
+            book.quota.unsent(self.claim, stamp, now);
+            book.clients.0[self.client].share.refund();
+        });
+    }
+
+    /// The response head arrived. True when this answer switched the account to pacing.
+    pub(crate) fn answered(mut self, feedback: Feedback, refused: Option<Refused>) -> bool {
+        let Stage::Sent(stamp) = std::mem::replace(&mut self.stage, Stage::Done) else {
+            return false;
+        };
+        let now = Instant::now();
+        let mut switched = false;
+        self.account.change(|book| {
+            switched = book.quota.answered(self.claim, stamp, feedback, refused, now);
+            if refused == Some(Refused::Jobs) {
+                // The refused create's own slot is one of `live`.
+                let others = book.live > 1;
+                let wait = feedback.retry_after.unwrap_or(Duration::from_secs(1));
+                book.no_room_until = Some(now + if others { LONGEST_WITHOUT_ROOM.max(wait) } else { wait });
+            }
+        });
+        switched
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        match self.stage {
+            Stage::Reserved => self.account.change(|book| {
+                book.quota.release(self.claim, now);
+                book.clients.0[self.client].share.refund();
+            }),
+            Stage::Sent(_) => self.account.change(|book| book.quota.lost(self.claim, now)),
+            Stage::Done => {}
+        }
+    }
+}
+
+impl std::fmt::Debug for Permit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Permit({}, {:?})", self.account.name, self.stage)
+    }
+}
+
+/// A unit of the plan's concurrent jobs. Whoever owns it holds it: first the call, then the job. Dropping it frees it.
+#[must_use]
+pub(crate) struct Slot {
+    account: Arc<Account>,
+    client: usize,
+}
+
+impl Slot {
+    /// The client whose job it is.
+    pub(crate) fn client(&self) -> usize {
+        self.client
+    }
+
+    /// The account it belongs to.
+    pub(crate) fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.account.change(|book| {
+            book.live = book.live.saturating_sub(1);
+            let client = &mut book.clients.0[self.client];
+            client.live = client.live.saturating_sub(1);
+            book.no_room_until = None;
+            book.line.slot_freed(self.client);
+        });
+        self.account.changed.notify_waiters();
+    }
+}
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Slot({})", self.account.name)
+    }
+}

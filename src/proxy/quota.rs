@@ -1,0 +1,509 @@
+//! How many attempts may leave, decided from what was sent and what the upstream answered.
+//!
+//! Pure state: every method gets `now`; nothing here waits, locks or reads a clock. One [`Quota`] is an account's, one [`Share`] a
+//! client's part inside it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config;
+
+use self::feedback::Feedback;
+use self::pace::Pace;
+use self::window::WindowLog;
+
+pub(crate) use self::window::Stamp;
+
+/// The exact log that guards.
+pub(crate) mod window;
+
+/// The GCRA bucket that paces.
+pub(crate) mod pace;
+
+/// The upstream's own headers.
+pub(crate) mod feedback;
+
+/// Shortest time that the gate stays closed after a 429, whatever the upstream says.
+const SHORTEST_CLOSURE: Duration = Duration::from_millis(10);
+/// How long the gate closes when a 429 names no time and the plan has no window.
+const CLOSURE_UNTOLD: Duration = Duration::from_secs(60);
+
+/// Why an attempt may not leave yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// Not before this instant.
+    Until(Instant),
+    /// Not before a probe after a 429 is answered.
+    ForProbe,
+}
+
+/// What a 429 meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// Too many requests: wait for the window.
+    Window,
+    /// Too many jobs: wait for one to end.
+    Jobs,
+}
+
+/// Limit, free places and the next instant at which there is one more, as an answer's headers tell them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct View {
+    /// L.
+    pub(crate) limit: u32,
+    /// W.
+    pub(crate) window: Duration,
+    /// Attempts that could leave now.
+    pub(crate) remaining: u32,
+    /// Until `remaining` grows; zero when nothing is used.
+    pub(crate) reset_in: Duration,
+}
+
+/// An attempt's claim: `probe` marks the one that may pass a gate closed by a 429.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(crate) struct Claim {
+    pub(crate) probe: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    Open,
+    Closed(Instant),
+    Probing,
+}
+
+/// The upstream's books where they are tighter than ours.
+#[derive(Debug, Clone, Copy)]
+struct Ceiling {
+    left: u32,
+    until: Instant,
+}
+
+/// An account's quota.
+pub(crate) struct Quota {
+    rate: Option<Rate>,
+    gate: Gate,
+    ceiling: Option<Ceiling>,
+    /// Attempts by others on the same key, as the last answer showed them.
+    drift: u32,
+}
+
+struct Rate {
+    plan: config::Requests,
+    log: WindowLog,
+    auto: bool,
+    pace: Option<Pace>,
+}
+
+impl Quota {
+    pub(crate) fn new(plan: &config::Plan, now: Instant) -> Self {
+        let rate = plan.requests.map(|requests| Rate {
+            plan: requests,
+            log: WindowLog::new(requests.limit.get(), requests.window, requests.jitter, now),
+            auto: plan.pacing == config::Pacing::Auto,
+            pace: (plan.pacing == config::Pacing::Paced)
+                .then(|| Pace::new(requests.limit, requests.window, requests.jitter, now)),
+        });
+        Self {
+            rate,
+            gate: Gate::Open,
+            ceiling: None,
+            drift: 0,
+        }
+    }
+
+    /// May an attempt leave at `now`?
+    pub(crate) fn ready(&mut self, now: Instant) -> Result<(), Wait> {
+        match self.gate {
+            Gate::Closed(until) if now < until => return Err(Wait::Until(until)),
+            Gate::Probing => return Err(Wait::ForProbe),
+            Gate::Open | Gate::Closed(_) => {}
+        }
+        if let Some(ceiling) = self.ceiling(now)
+            && ceiling.left == 0
+        {
+            return Err(Wait::Until(ceiling.until));
+        }
+        let Some(rate) = &mut self.rate else { return Ok(()) };
+        if rate.log.free(now) == 0 {
+            return Err(Wait::Until(rate.log.next_free(now).unwrap_or(now)));
+        }
+        match &rate.pace {
+            Some(pace) if pace.free(now).0 == 0 => Err(Wait::Until(pace.free(now).1)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A proven lower bound for the next departure, for callers who cannot wait: grants that may yet come back unsent count as free.
+    pub(crate) fn earliest(&mut self, now: Instant) -> Instant {
+        match self.ready(now) {
+            Ok(()) | Err(Wait::ForProbe) => now,
+            Err(Wait::Until(at)) => match &self.rate {
+                Some(rate) if !rate.log.proven() => now,
+                _ => at,
+            },
+        }
+    }
+
+    /// Takes a place for one attempt. The caller has seen `ready` at this `now`.
+    pub(crate) fn reserve(&mut self, now: Instant) -> Claim {
+        let probe = self.gate != Gate::Open;
+        if probe {
+            self.gate = Gate::Probing;
+        }
+        if let Some(ceiling) = &mut self.ceiling {
+            ceiling.left = ceiling.left.saturating_sub(1);
+        }
+        if let Some(rate) = &mut self.rate {
+            rate.log.reserve();
+            if let Some(pace) = &rate.pace {
+                // `ready` has just seen a free cell; should rounding disagree, the log still guards.
+                let _ = pace.take(now);
+            }
+        }
+        Claim { probe }
+    }
+
+    /// Gives back what `reserve` took: nothing was sent.
+    pub(crate) fn release(&mut self, claim: Claim, now: Instant) {
+        if let Some(rate) = &mut self.rate {
+            rate.log.release();
+            rate.refund();
+        }
+        self.lost(claim, now);
+    }
+
+    /// The head of a reserved attempt is being written.
+    pub(crate) fn sent(&mut self, now: Instant) -> Option<Stamp> {
+        self.rate.as_mut().map(|rate| rate.log.sent(now))
+    }
+
+    /// An attempt counted as sent provably never left.
+    pub(crate) fn unsent(&mut self, claim: Claim, stamp: Option<Stamp>, now: Instant) {
+        if let (Some(rate), Some(stamp)) = (&mut self.rate, stamp) {
+            rate.log.unsent(stamp);
+            rate.refund();
+        }
+        self.lost(claim, now);
+    }
+
+    /// A sent attempt will never be answered. It keeps its place; a probe passes its role on.
+    pub(crate) fn lost(&mut self, claim: Claim, now: Instant) {
+        if claim.probe && self.gate == Gate::Probing {
+            self.gate = Gate::Closed(now);
+        }
+    }
+
+    /// A response head arrived. True when this answer switched the account from bursts to pacing.
+    pub(crate) fn answered(
+        &mut self,
+        claim: Claim,
+        stamp: Option<Stamp>,
+        feedback: Feedback,
+        refused: Option<Refused>,
+        now: Instant,
+    ) -> bool {
+        if let (Some(rate), Some(stamp)) = (&mut self.rate, stamp) {
+            rate.log.answered(stamp, now);
+        }
+        if refused == Some(Refused::Window) {
+            return self.close(feedback, now);
+        }
+        if claim.probe && self.gate == Gate::Probing {
+            self.gate = Gate::Open;
+        }
+        self.listen(feedback, now);
+        false
+    }
+
+    /// A 429 for the window: nobody leaves for as long as the upstream asks; after that one probe.
+    fn close(&mut self, feedback: Feedback, now: Instant) -> bool {
+        let window = self.rate.as_ref().map_or(CLOSURE_UNTOLD, |rate| rate.plan.window);
+        let wait = feedback
+            .retry_after
+            .or(feedback.reset_in)
+            .unwrap_or(window)
+            .max(SHORTEST_CLOSURE);
+        let mut until = now + wait;
+        if let Gate::Closed(before) = self.gate {
+            until = until.max(before);
+        }
+        self.gate = Gate::Closed(until);
+        let Some(rate) = &mut self.rate else { return false };
+        let switch = rate.auto && rate.pace.is_none();
+        if switch {
+            rate.pace = Some(Pace::new(rate.plan.limit, rate.plan.window, rate.plan.jitter, now));
+        }
+        if let Some(pace) = &mut rate.pace {
+            pace.exhaust(until);
+        }
+        switch
+    }
+
+    /// The upstream's remaining places bound ours where they are fewer; they never raise the plan.
+    fn listen(&mut self, feedback: Feedback, now: Instant) {
+        let (Some(rate), Some(remaining)) = (&mut self.rate, feedback.remaining) else {
+            return;
+        };
+        let own = rate.log.free(now);
+        self.drift = own.saturating_sub(remaining);
+        let left = remaining.saturating_sub(rate.log.unanswered());
+        self.ceiling = (left < own).then(|| Ceiling {
+            left,
+            until: now + feedback.reset_in.unwrap_or(rate.plan.window),
+        });
+    }
+
+    fn ceiling(&mut self, now: Instant) -> Option<Ceiling> {
+        self.ceiling = self.ceiling.filter(|ceiling| now < ceiling.until);
+        self.ceiling
+    }
+
+    /// What an answer's headers say; `None` where the plan has no rate.
+    pub(crate) fn view(&mut self, now: Instant) -> Option<View> {
+        let ceiling = self.ceiling(now);
+        let closed = match self.gate {
+            Gate::Open => None,
+            Gate::Closed(until) => Some(until).filter(|until| now < *until),
+            Gate::Probing => Some(now),
+        };
+        let rate = self.rate.as_mut()?;
+        let mut remaining = rate.log.free(now);
+        let mut next = rate.log.next_free(now).unwrap_or(now);
+        let mut tighten = |left: u32, at: Instant| {
+            if left < remaining {
+                (remaining, next) = (left, at);
+            }
+        };
+        if let Some(pace) = &rate.pace {
+            let (left, at) = pace.free(now);
+            tighten(left, at);
+        }
+        if let Some(ceiling) = ceiling {
+            tighten(ceiling.left, ceiling.until);
+        }
+        if let Some(until) = closed {
+            tighten(0, until);
+        }
+        Some(View {
+            limit: rate.plan.limit.get(),
+            window: rate.plan.window,
+            remaining,
+            reset_in: next.saturating_duration_since(now),
+        })
+    }
+
+    /// True where attempts are evenly spaced, by setting or since a 429.
+    pub(crate) fn paced(&self) -> bool {
+        self.rate.as_ref().is_some_and(|rate| rate.pace.is_some())
+    }
+
+    /// Attempts by others on the same key, as the last answer showed them.
+    pub(crate) fn drift(&self) -> u32 {
+        self.drift
+    }
+
+    /// The log, for restoring what an earlier process sent.
+    pub(crate) fn log(&mut self) -> Option<&mut WindowLog> {
+        self.rate.as_mut().map(|rate| &mut rate.log)
+    }
+
+    /// Attempts the upstream may be counting, and L; `None` without a rate.
+    pub(crate) fn used(&mut self, now: Instant) -> Option<(u32, u32)> {
+        let rate = self.rate.as_mut()?;
+        let limit = rate.plan.limit.get();
+        Some((limit - rate.log.free(now).min(limit), limit))
+    }
+}
+
+impl Rate {
+    fn refund(&self) {
+        if let Some(pace) = &self.pace {
+            pace.refund();
+        }
+    }
+}
+
+/// A client's part of an account's quota: GCRA alone, for it only divides what the account's log guards.
+#[derive(Default)]
+pub(crate) struct Share(Option<(config::Requests, Pace)>);
+
+impl Share {
+    pub(crate) fn new(plan: Option<&config::Plan>, now: Instant) -> Self {
+        Self(plan.and_then(|plan| plan.requests).map(|requests| {
+            (
+                requests,
+                Pace::new(requests.limit, requests.window, Duration::ZERO, now),
+            )
+        }))
+    }
+
+    /// May this client's attempt leave at `now`?
+    pub(crate) fn ready(&self, now: Instant) -> Result<(), Instant> {
+        match &self.0 {
+            Some((_, pace)) if pace.free(now).0 == 0 => Err(pace.free(now).1),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes a cell. The caller has seen `ready` at this `now`.
+    pub(crate) fn take(&self, now: Instant) {
+        if let Some((_, pace)) = &self.0 {
+            let _ = pace.take(now);
+        }
+    }
+
+    /// Gives the cell back: nothing was sent.
+    pub(crate) fn refund(&self) {
+        if let Some((_, pace)) = &self.0 {
+            pace.refund();
+        }
+    }
+
+    /// What an answer's headers say; `None` where the client has no rate of its own.
+    pub(crate) fn view(&self, now: Instant) -> Option<View> {
+        let (requests, pace) = self.0.as_ref()?;
+        let (remaining, next) = pace.free(now);
+        Some(View {
+            limit: requests.limit.get(),
+            window: requests.window,
+            remaining,
+            reset_in: next.saturating_duration_since(now),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+
+    use super::*;
+
+    const W: Duration = Duration::from_secs(60);
+
+    fn quota(pacing: config::Pacing, limit: u32, now: Instant) -> Quota {
+        let requests = config::Requests {
+            limit: NonZeroU32::new(limit).expect("not zero"),
+            window: W,
+            jitter: Duration::from_millis(1500),
+        };
+        let plan = config::Plan {
+            name: "test".into(),
+            requests: Some(requests),
+            concurrent_jobs: None,
+            pacing,
+            llm: config::Llm::Shared,
+        };
+        Quota::new(&plan, now)
+    }
+
+    fn send(quota: &mut Quota, now: Instant) -> (Claim, Option<Stamp>) {
+        quota.ready(now).expect("ready");
+        let claim = quota.reserve(now);
+        (claim, quota.sent(now))
+    }
+
+    fn remaining(left: u32, reset: u64) -> Feedback {
+        Feedback {
+            remaining: Some(left),
+            reset_in: Some(Duration::from_secs(reset)),
+            retry_after: None,
+        }
+    }
+
+    #[test]
+    fn a_429_closes_the_gate_then_lets_one_probe_through() {
+        let now = Instant::now();
+        let mut q = quota(config::Pacing::Auto, 60, now);
+        let (claim, stamp) = send(&mut q, now);
+        let told = Feedback {
+            retry_after: Some(Duration::from_secs(5)),
+            ..Feedback::default()
+        };
+        assert!(
+            q.answered(claim, stamp, told, Some(Refused::Window), now),
+            "the account switches to pacing"
+        );
+        let later = now + Duration::from_secs(5);
+        assert_eq!(q.ready(now), Err(Wait::Until(later)));
+        let (probe, stamp) = send(&mut q, later);
+        assert!(probe.probe);
+        assert_eq!(q.ready(later), Err(Wait::ForProbe));
+        assert!(!q.answered(probe, stamp, Feedback::default(), None, later));
+        let Err(Wait::Until(paced)) = q.ready(later) else {
+            panic!("paced now")
+        };
+        assert!(paced > later && paced < later + Duration::from_secs(2));
+        assert!(q.ready(paced).is_ok());
+    }
+
+    #[test]
+    fn a_probe_that_is_lost_or_never_sent_passes_its_role_on() {
+        let now = Instant::now();
+        let mut q = quota(config::Pacing::Burst, 60, now);
+        let (claim, stamp) = send(&mut q, now);
+        let _ = q.answered(claim, stamp, Feedback::default(), Some(Refused::Window), now);
+        let open = now + W;
+        let (probe, _) = send(&mut q, open);
+        q.lost(probe, open);
+        assert!(q.ready(open).is_ok());
+        let probe = q.reserve(open);
+        q.release(probe, open);
+        assert!(q.ready(open).is_ok());
+    }
+
+    #[test]
+    fn the_upstream_s_remaining_lowers_ours_and_never_raises_it() {
+        let now = Instant::now();
+        let mut q = quota(config::Pacing::Auto, 10, now);
+        let (claim, stamp) = send(&mut q, now);
+        let _ = q.answered(claim, stamp, remaining(1, 20), None, now);
+        assert_eq!(q.drift(), 8, "somebody else used eight places");
+        let (claim, stamp) = send(&mut q, now);
+        assert_eq!(q.ready(now), Err(Wait::Until(now + Duration::from_secs(20))));
+        let _ = q.answered(claim, stamp, remaining(500, 20), None, now);
+        assert_eq!(q.drift(), 0);
+        assert_eq!(q.view(now).map(|view| view.remaining), Some(8));
+    }
+
+    #[test]
+    fn a_full_window_of_our_own_is_not_taken_for_foreign_use() {
+        let now = Instant::now();
+        let mut q = quota(config::Pacing::Auto, 3, now);
+        let sent: Vec<_> = (0..3).map(|_| send(&mut q, now)).collect();
+        for (claim, stamp) in sent {
+            let _ = q.answered(claim, stamp, remaining(0, 60), None, now);
+        }
+        assert_eq!(q.drift(), 0);
+        assert_eq!(q.ready(now), Err(Wait::Until(now + W)));
+        assert!(q.ready(now + W).is_ok());
+    }
+
+    #[test]
+    fn every_refusal_gives_everything_back() {
+        let now = Instant::now();
+        let mut q = quota(config::Pacing::Paced, 60, now);
+        let claim = q.reserve(now);
+        q.release(claim, now);
+        let (claim, stamp) = send(&mut q, now);
+        q.unsent(claim, stamp, now);
+        assert_eq!(
+            q.view(now).map(|view| (view.remaining, view.reset_in)),
+            Some((2, Duration::ZERO))
+        );
+        assert_eq!(q.used(now), Some((0, 60)));
+    }
+
+    #[test]
+    fn earliest_counts_grants_that_may_come_back_as_free() {
+        let now = Instant::now();
+        let mut q = quota(config::Pacing::Auto, 1, now);
+        let claim = q.reserve(now);
+        assert_eq!(q.earliest(now), now);
+        q.sent(now);
+        assert_eq!(q.earliest(now), now + W);
+        q.lost(claim, now);
+    }
+}
