@@ -1,3 +1,5 @@
 //! Sluicegate: a local rate-limiting reverse proxy for metered, asynchronous AI APIs.
 
 pub mod config;
+
+pub mod mock;
