@@ -61,6 +61,9 @@ mod reply;
 
 mod control;
 
+#[cfg(test)]
+mod tests;
+
 /// A running mock. Dropping it closes its port and all connections.
 pub struct Mock {
     shared: Arc<Shared>,

@@ -96,7 +96,8 @@ impl Books {
     }
 
     /// Enters a request and counts it, if it is one that counts.
-    pub(super) fn arrive(&mut self, seen: Seen, book: usize) -> Ticket {
+    pub(super) fn arrive(&mut self, mut seen: Seen, book: usize) -> Ticket {
+        seen.at = Instant::now(); // taken under the lock, so that arrivals are in order
         let (at, counted) = (seen.at, seen.counted);
         let number = self.log.push(seen);
         self.totals.attempts += 1;

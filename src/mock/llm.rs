@@ -96,7 +96,7 @@ impl Chat {
         };
         let prompt = turns.last().map_or("", String::as_str);
         let answer = format!(
-            "The mock has read {} characters and answers in eight words.",
+            "The mock has read {} characters and has nothing to add.",
             prompt.chars().count()
         );
         Self {
