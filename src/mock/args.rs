@@ -31,7 +31,7 @@ pub struct MockArgs {
     /// Run time of one model, such as flux-pro=8s..12s; may be repeated
     #[arg(long, value_name = "MODEL=TIME", value_parser = model_run_time)]
     pub model_run_time: Vec<(String, RunTime)>,
-    /// How requests are counted: fixed, anchored, sliding, token-bucket[:CAPACITY], two-bucket[:LIMIT/WINDOW]
+    /// How requests are counted: fixed, anchored, sliding, token-bucket, token-bucket:CAPACITY, two-bucket:LIMIT/WINDOW
     #[arg(long, value_name = "KIND", default_value = "sliding")]
     pub counter: Counter,
     /// Form of job answers: a or b

@@ -55,14 +55,14 @@ impl Books {
     pub(super) fn new(options: Arc<Options>, epoch: Epoch) -> Self {
         let mut books = Self {
             dice: fastrand::Rng::with_seed(options.seed),
-            options,
             epoch,
             accounts: Vec::new(),
             by_key: HashMap::new(),
-            jobs: Jobs::default(),
+            jobs: Jobs::new(options.seed),
             log: Log::default(),
             script: Script::default(),
             totals: Stats::default(),
+            options,
         };
         books.open();
         books
@@ -71,7 +71,8 @@ impl Books {
     /// Forgets everything but the choice of options.
     pub(super) fn reset(&mut self) {
         (self.accounts, self.by_key) = (Vec::new(), HashMap::new());
-        (self.jobs, self.script, self.totals) = (Jobs::default(), Script::default(), Stats::default());
+        (self.script, self.totals) = (Script::default(), Stats::default());
+        self.jobs.clear();
         self.log.clear();
         self.open();
     }
@@ -84,6 +85,20 @@ impl Books {
             self.by_key.get(SESSION).copied()
         } else {
             self.by_key.get(key).copied().filter(|_| key != SESSION)
+        }
+    }
+
+    /// How long the next request waits before it is counted.
+    pub(super) fn count_delay(&mut self) -> Duration {
+        let Options {
+            count_delay,
+            count_jitter,
+            ..
+        } = *self.options;
+        if count_jitter.is_zero() {
+            count_delay
+        } else {
+            count_delay + count_jitter.mul_f64(self.dice.f64())
         }
     }
 

@@ -42,8 +42,9 @@ pub(super) async fn handle(link: Arc<Link>, request: Request<Incoming>) -> Resul
     if parts.uri.path().starts_with("/_mock/") {
         return control::answer(&shared, &parts.method, &parts.uri, body).await;
     }
-    if !shared.options.count_delay.is_zero() {
-        sleep(shared.options.count_delay).await;
+    let delay = shared.peek(super::books::Books::count_delay);
+    if !delay.is_zero() {
+        sleep(delay).await;
     }
     let headers = Arc::new(parts.headers);
     let credential = Credential::of(parts.uri.path(), &headers);

@@ -105,20 +105,37 @@ pub(super) struct NewJob {
 }
 
 /// The latest jobs, by id.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Jobs {
     by_id: HashMap<String, Job>,
     order: VecDeque<String>,
     last: u64,
+    /// Tells the ids of one mock from those of the next.
+    tag: u64,
 }
 
 impl Jobs {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            by_id: HashMap::new(),
+            order: VecDeque::new(),
+            last: 0,
+            tag: seed & 0xffff,
+        }
+    }
+
+    /// Forgets all jobs; their ids are not used again.
+    pub(super) fn clear(&mut self) {
+        self.by_id.clear();
+        self.order.clear();
+    }
+
     /// Starts a job; the caller has checked the limit.
     pub(super) fn start(&mut self, book: usize, new: NewJob, now: Instant, dialect: Dialect) -> &Job {
         self.last += 1;
         let id = match dialect {
-            Dialect::A => format!("pred_{:06}", self.last),
-            Dialect::B => format!("job_{:06}", self.last),
+            Dialect::A => format!("pred_{:04x}{:06}", self.tag, self.last),
+            Dialect::B => format!("job_{:04x}{:06}", self.tag, self.last),
         };
         if self.order.len() >= MEMORY
             && let Some(old) = self.order.pop_front()
@@ -213,7 +230,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_job_lives_by_the_clock() {
-        let (mut jobs, mut live) = (Jobs::default(), Live::default());
+        let (mut jobs, mut live) = (Jobs::new(0), Live::default());
         let job = jobs.start(0, two_seconds(), Instant::now(), Dialect::B).clone();
         live.add(&job);
         assert_eq!(job.status(Instant::now(), Dialect::B), "pending");
@@ -233,7 +250,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_cancelled_job_gives_its_slot_back_at_once() {
-        let (mut jobs, mut live) = (Jobs::default(), Live::default());
+        let (mut jobs, mut live) = (Jobs::new(0), Live::default());
         let job = jobs.start(0, two_seconds(), Instant::now(), Dialect::A).clone();
         live.add(&job);
         let ended = jobs

@@ -38,11 +38,13 @@ pub struct Options {
     pub webhook_secret: Option<String>,
     /// Wait between receiving a request and counting it.
     pub count_delay: Duration,
+    /// Up to this much more, by chance, so that requests are counted in another order than they were sent.
+    pub count_jitter: Duration,
     /// Wait between counting a request and answering it.
     pub answer_delay: Duration,
     /// Wait between two chunks of a streamed LLM answer.
     pub llm_gap: Duration,
-    /// Seed of the run times' chance.
+    /// Seed of chance, also part of the job ids.
     pub seed: u64,
     /// What the wall clock shows at the start; `None`: what it really shows.
     pub start_epoch: Option<SystemTime>,
@@ -66,6 +68,7 @@ impl Default for Options {
             job_limit_status: 429,
             webhook_secret: None,
             count_delay: Duration::ZERO,
+            count_jitter: Duration::ZERO,
             answer_delay: Duration::ZERO,
             llm_gap: Duration::from_millis(20),
             seed: 0,

@@ -36,6 +36,8 @@ pub struct Stats {
     pub faults: u64,
     /// Streamed answers that the other side left before their end.
     pub streams_aborted: u64,
+    /// Webhooks that a receiver answered, whatever it said.
+    pub webhooks_delivered: u64,
     /// Connections accepted.
     pub connections: u64,
     /// Answers by status.

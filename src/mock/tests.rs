@@ -186,6 +186,9 @@ async fn a_webhook_arrives_signed() {
         .expect("sent");
     let (head, body) = got.split_once("\r\n\r\n").expect("a head");
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, b"s"), body.as_bytes());
+    timeout(SOON, mock.wait_until(|stats| stats.webhooks_delivered == 1))
+        .await
+        .expect("in time");
     assert!(head.starts_with("POST /hook HTTP/1.1"));
     assert!(head.contains(&format!("x-webhook-signature: {}", super::webhook::hex(tag.as_ref()))));
     assert!(body.contains("\"completed\""));
