@@ -300,6 +300,14 @@ impl Account {
         self.book().view(client, now)
     }
 
+    /// What a 429 without a telling header means for a create: too many jobs, if every slot is taken while requests are left.
+    pub(crate) fn jobs_are_at_the_limit(&self) -> bool {
+        let now = Instant::now();
+        let mut book = self.book();
+        let full = book.jobs_limit.is_some_and(|limit| book.live >= limit);
+        full && book.quota.used(now).is_none_or(|(used, limit)| used < limit)
+    }
+
     /// True when creates wait for nothing but a job slot.
     pub(crate) fn starved_of_slots(&self) -> bool {
         let book = self.book();
@@ -471,16 +479,14 @@ impl Permit {
         self.stage = Stage::Sent(stamp);
     }
 
-    /// The attempt provably never left, although `sent` was called.
-    pub(crate) fn unsent(mut self) {
-        let Stage::Sent(stamp) = std::mem::replace(&mut self.stage, Stage::Done) else {
-            return;
-        };
-        let now = Instant::now();
-        self.account.change(|book| {
-            book.quota.unsent(self.claim, stamp, now);
-            book.clients.0[self.client].share.refund();
-        });
+    /// The attempt provably never left, although `sent` was called: the permit is good for another connection.
+    pub(crate) fn unsent(&mut self) {
+        if let Stage::Sent(stamp) = self.stage {
+            let mut book = self.account.book();
+            book.quota.unsent(stamp);
+            book.attempts -= 1;
+            self.stage = Stage::Reserved;
+        }
     }
 
     /// The response head arrived. True when this answer switched the account to pacing.

@@ -180,13 +180,12 @@ impl Quota {
         self.rate.as_mut().map(|rate| rate.log.sent(now))
     }
 
-    /// An attempt counted as sent provably never left.
-    pub(crate) fn unsent(&mut self, claim: Claim, stamp: Option<Stamp>, now: Instant) {
+    /// An attempt counted as sent provably never left: its claim is what it was before.
+    pub(crate) fn unsent(&mut self, stamp: Option<Stamp>) {
         if let (Some(rate), Some(stamp)) = (&mut self.rate, stamp) {
             rate.log.unsent(stamp);
-            rate.refund();
+            rate.log.reserve();
         }
-        self.lost(claim, now);
     }
 
     /// A sent attempt will never be answered. It keeps its place; a probe passes its role on.
@@ -488,7 +487,8 @@ mod tests {
         let claim = q.reserve(now);
         q.release(claim, now);
         let (claim, stamp) = send(&mut q, now);
-        q.unsent(claim, stamp, now);
+        q.unsent(stamp);
+        q.release(claim, now);
         assert_eq!(
             q.view(now).map(|view| (view.remaining, view.reset_in)),
             Some((2, Duration::ZERO))

@@ -1,0 +1,326 @@
+//! Request bodies on their way up: held whole for the queue and for retries, or streamed once.
+//!
+//! All bodies held at a time share one buffer. A body takes its place in it before its first byte is read, so that partly read bodies can
+//! never block each other; beyond the buffer, callers are simply not read (TCP backpressure).
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep};
+
+use super::rejection::Rejection;
+
+/// Bodies up to this size are held for replay.
+pub(crate) const REPLAY_BYTES: u64 = 1 << 20;
+/// How far into a multipart body its `model` part is looked for.
+const MODEL_WITHIN_BYTES: usize = 64 * 1024;
+/// The buffer is counted in these.
+const UNIT_BYTES: u64 = 1024;
+
+/// Limits for request bodies, and the buffer that they share.
+#[derive(Debug)]
+pub(crate) struct Bodies {
+    buffer: Arc<Semaphore>,
+    buffer_bytes: u64,
+    max_bytes: u64,
+    idle: Duration,
+}
+
+/// A request body as the rest of the way sees it.
+pub(crate) enum Held {
+    /// Held whole: can be sent any number of times. The permit is its place in the buffer.
+    Whole(Bytes, Option<OwnedSemaphorePermit>),
+    /// Read up to `prefix`: can be sent once.
+    Once { prefix: Bytes, rest: Incoming },
+    /// Sent already.
+    Gone,
+}
+
+impl Bodies {
+    pub(crate) fn new(buffer_bytes: u64, max_bytes: u64, idle: Duration) -> Self {
+        let units = usize::try_from(buffer_bytes.div_ceil(UNIT_BYTES)).unwrap_or(Semaphore::MAX_PERMITS);
+        let buffer = Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)));
+        Self { buffer, buffer_bytes, max_bytes, idle }
+    }
+
+    /// Bytes of the buffer in use.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.buffer_bytes.saturating_sub(self.buffer.available_permits() as u64 * UNIT_BYTES)
+    }
+
+    /// Reads a body whole, whatever its size up to the limit.
+    pub(crate) async fn whole(&self, body: Incoming) -> Result<Held, Rejection> {
+        let length = body.size_hint().exact();
+        if length == Some(0) {
+            return Ok(Held::Whole(Bytes::new(), None));
+        }
+        let mut place = self.place(length.unwrap_or(self.max_bytes)).await?;
+        let mut reader = Reader { body, idle: self.idle };
+        let mut whole = BytesMut::new();
+        while let Some(data) = reader.data().await? {
+            if (whole.len() + data.len()) as u64 > self.max_bytes {
+                return Err(Rejection::BodyTooLarge { limit_bytes: self.max_bytes });
+            }
+            if whole.is_empty() && length == Some(data.len() as u64) {
+                return Ok(Held::Whole(data, Some(place)));
+            }
+            whole.extend_from_slice(&data);
+        }
+        let used = units(whole.len() as u64);
+        let spare = place.num_permits().saturating_sub(used as usize);
+        drop(place.split(spare));
+        Ok(Held::Whole(whole.freeze(), Some(place)))
+    }
+
+    /// Holds a small body of known length whole, so that it can be replayed; leaves others unread.
+    pub(crate) async fn small_or_unread(&self, body: Incoming) -> Result<Held, Rejection> {
+        match body.size_hint().exact() {
+            Some(length) if length <= REPLAY_BYTES => self.whole(body).await,
+            _ => Ok(Held::Once { prefix: Bytes::new(), rest: body }),
+        }
+    }
+
+    /// Reads a multipart body up to its `model` part and returns that; the rest stays unread. Small bodies are held whole.
+    pub(crate) async fn multipart(&self, body: Incoming) -> Result<(Held, Option<String>), Rejection> {
+        if body.size_hint().exact().is_some_and(|length| length <= REPLAY_BYTES) {
+            let held = self.whole(body).await?;
+            let model = match &held {
+                Held::Whole(bytes, _) => model_part(bytes),
+                _ => None,
+            };
+            return Ok((held, model));
+        }
+        let mut reader = Reader { body, idle: self.idle };
+        let mut prefix = BytesMut::new();
+        let mut model = None;
+        while prefix.len() < MODEL_WITHIN_BYTES && model.is_none() {
+            let Some(data) = reader.data().await? else { break };
+            prefix.extend_from_slice(&data);
+            model = model_part(&prefix);
+        }
+        Ok((Held::Once { prefix: prefix.freeze(), rest: reader.body }, model))
+    }
+
+    async fn place(&self, length: u64) -> Result<OwnedSemaphorePermit, Rejection> {
+        if length > self.max_bytes {
+            return Err(Rejection::BodyTooLarge { limit_bytes: self.max_bytes });
+        }
+        let buffer = Arc::clone(&self.buffer);
+        buffer.acquire_many_owned(units(length.min(self.buffer_bytes))).await.map_err(|_| Rejection::Draining)
+    }
+
+    /// The body for one attempt. A streamed body is handed over; `trouble` will say why it broke off, if it does.
+    pub(crate) fn send(&self, held: &mut Held, trouble: &Trouble) -> Option<SendBody> {
+        match held {
+            Held::Whole(bytes, _) => Some(SendBody::whole(bytes.clone())),
+            Held::Once { .. } => {
+                let Held::Once { prefix, rest } = std::mem::replace(held, Held::Gone) else { return None };
+                Some(SendBody(Sending::Stream(Box::new(Streaming {
+                    left_bytes: self.max_bytes.saturating_sub(prefix.len() as u64),
+                    prefix,
+                    rest,
+                    idle: self.idle,
+                    limit_bytes: self.max_bytes,
+                    sleep: None,
+                    trouble: trouble.clone(),
+                }))))
+            }
+            Held::Gone => None,
+        }
+    }
+}
+
+fn units(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
+}
+
+impl Held {
+    /// It can be sent (again).
+    pub(crate) fn is_there(&self) -> bool {
+        !matches!(self, Self::Gone)
+    }
+
+    /// Takes back a body that provably was not sent.
+    pub(crate) fn take_back(&mut self, body: SendBody) {
+        if let (Self::Gone, Sending::Stream(stream)) = (&*self, body.0) {
+            *self = Self::Once { prefix: stream.prefix, rest: stream.rest };
+        }
+    }
+}
+
+/// Reads a caller's body with a clock that runs only while we wait for it.
+struct Reader {
+    body: Incoming,
+    idle: Duration,
+}
+
+impl Reader {
+    async fn data(&mut self) -> Result<Option<Bytes>, Rejection> {
+        loop {
+            let frame = tokio::time::timeout(self.idle, self.body.frame()).await;
+            match frame.map_err(|_| Rejection::ClientTimeout { idle: self.idle })? {
+                None => return Ok(None),
+                Some(Err(_)) => return Err(Rejection::BadRequest("the body broke off")),
+                // Trailers are dropped: nothing upstream knows them.
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The value of the `model` part of a multipart body, if it stands whole in this prefix.
+fn model_part(prefix: &[u8]) -> Option<String> {
+    let find = |from: usize, what: &[u8]| prefix[from..].windows(what.len()).position(|at| at == what).map(|at| from + at);
+    let name = find(0, b"name=\"model\"").or_else(|| find(0, b"name=model"))?;
+    let value = find(name, b"\r\n\r\n")? + 4;
+    let end = find(value, b"\r\n--")?;
+    String::from_utf8(prefix[value..end].to_vec()).ok()
+}
+
+/// Why a streamed body broke off, told beside the connection's own error.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Trouble(Arc<Mutex<Option<Rejection>>>);
+
+impl Trouble {
+    /// What happened, if anything did.
+    pub(crate) fn take(&self) -> Option<Rejection> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn set(&self, why: Rejection) -> Broken {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        Broken
+    }
+}
+
+/// A body that broke off; `Trouble` has the reason.
+#[derive(Debug, thiserror::Error)]
+#[error("the request body broke off")]
+pub(crate) struct Broken;
+
+/// The body of one attempt.
+pub(crate) struct SendBody(Sending);
+
+impl std::fmt::Debug for SendBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SendBody")
+    }
+}
+
+enum Sending {
+    Whole(Option<Bytes>),
+    Stream(Box<Streaming>),
+}
+
+struct Streaming {
+    prefix: Bytes,
+    rest: Incoming,
+    left_bytes: u64,
+    limit_bytes: u64,
+    idle: Duration,
+    sleep: Option<Pin<Box<Sleep>>>,
+    trouble: Trouble,
+}
+
+impl SendBody {
+    /// A body held whole.
+    pub(crate) fn whole(bytes: Bytes) -> Self {
+        Self(Sending::Whole((!bytes.is_empty()).then_some(bytes)))
+    }
+}
+
+impl Body for SendBody {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match &mut self.0 {
+            Sending::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Sending::Stream(stream) => stream.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Sending::Whole(bytes) => bytes.is_none(),
+            Sending::Stream(stream) => stream.prefix.is_empty() && stream.rest.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Sending::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Sending::Stream(stream) => match stream.rest.size_hint().exact() {
+                Some(rest) => SizeHint::with_exact(rest + stream.prefix.len() as u64),
+                None => SizeHint::default(),
+            },
+        }
+    }
+}
+
+impl Streaming {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if !self.prefix.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.prefix)))));
+        }
+        loop {
+            let Poll::Ready(frame) = Pin::new(&mut self.rest).poll_frame(cx) else {
+                let idle = self.idle;
+                let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
+                ready!(sleep.as_mut().poll(cx));
+                return Poll::Ready(Some(Err(self.trouble.set(Rejection::ClientTimeout { idle }))));
+            };
+            if let Some(sleep) = &mut self.sleep {
+                sleep.as_mut().reset(Instant::now() + self.idle);
+            }
+            let Some(frame) = frame else { return Poll::Ready(None) };
+            let Ok(frame) = frame else {
+                return Poll::Ready(Some(Err(self.trouble.set(Rejection::BadRequest("the body broke off")))));
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            let Some(left) = self.left_bytes.checked_sub(data.len() as u64) else {
+                let limit_bytes = self.limit_bytes;
+                return Poll::Ready(Some(Err(self.trouble.set(Rejection::BodyTooLarge { limit_bytes }))));
+            };
+            self.left_bytes = left;
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_model_is_found_once_its_part_is_whole() {
+        let body = b"--x\r\nContent-Disposition: form-data; name=\"file:image\"\r\n\r\nabc\r\n--x\r\n\
+            Content-Disposition: form-data; name=\"model\"\r\n\r\nowner/name\r\n--x--\r\n";
+        assert_eq!(model_part(body), Some("owner/name".into()));
+        assert_eq!(model_part(&body[..body.len() - 10]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_multipart_prefix_makes_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), at in 0_usize..200) {
+            let mut bytes = bytes;
+            let name = b"name=\"model\"\r\n\r\n";
+            let at = at.min(bytes.len());
+            bytes.splice(at..at, name.iter().copied());
+            model_part(&bytes);
+        }
+    }
+}

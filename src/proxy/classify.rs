@@ -1,0 +1,61 @@
+//! What a request is: its class in the queue, its meaning for jobs, whose key it takes.
+
+use http::{Method, request};
+
+use crate::config::{self, RouteAuth};
+use crate::protocol::{Create, Family, Meaning, Protocol};
+
+use super::queue::Class;
+
+/// A classified request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) class: Class,
+    pub(crate) family: Family,
+    /// How it creates a job, if it does.
+    pub(crate) create: Option<Create>,
+    /// The job it asks about or cancels.
+    pub(crate) job: Option<String>,
+    pub(crate) auth: RouteAuth,
+    /// It may be repeated without harm (RFC 9110 §9.2.2; PUT is left out, as the upstream's are not known to be).
+    pub(crate) repeatable: bool,
+}
+
+impl Call {
+    /// By method and path alone.
+    pub(crate) fn classify(protocol: &Protocol, routes: &[config::Route], request: &request::Parts) -> Self {
+        let path = request.uri.path();
+        let (class, create, job) = match protocol.meaning(&request.method, path) {
+            Meaning::Create(kind) => (Class::Create, Some(kind), None),
+            Meaning::Status(id) => (Class::Poll, None, Some(id.to_owned())),
+            Meaning::Cancel(id) => (Class::Cancel, None, Some(id.to_owned())),
+            Meaning::Nothing => (Class::Other, None, None),
+        };
+        let route = routes.iter().find(|route| path.starts_with(&route.prefix));
+        Self {
+            class,
+            family: Family::of(path),
+            create,
+            job,
+            auth: route.map_or(RouteAuth::Account, |route| route.auth),
+            repeatable: matches!(request.method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS),
+        }
+    }
+
+    /// A look at a job by the proxy itself.
+    pub(crate) fn look(id: &str) -> Self {
+        Self {
+            class: Class::Poll,
+            family: Family::Native,
+            create: None,
+            job: Some(id.to_owned()),
+            auth: RouteAuth::Account,
+            repeatable: true,
+        }
+    }
+
+    /// Its answer is read by us before it is passed on.
+    pub(crate) fn observed(&self) -> bool {
+        self.class != Class::Other
+    }
+}

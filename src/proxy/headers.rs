@@ -1,0 +1,166 @@
+//! Which fields go on, which end here (RFC 9110 §7.6.1), and which we add.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use super::identify::CREDENTIALS;
+
+/// How long a caller is willing to wait in the queue: `10s`, `1m30s`.
+pub(crate) const MAX_WAIT: HeaderName = HeaderName::from_static("sluicegate-max-wait");
+/// Names a request in logs of both sides.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// What became of a create, in terms of money.
+pub(crate) const CHARGE: HeaderName = HeaderName::from_static("sluicegate-charge");
+/// All attempts of one call carry the same.
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Removes fields of one connection, and those that `Connection` names; but Host and length cannot be named away.
+pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(header::CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(header::CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+/// What kind of request the fields are prepared for.
+pub(crate) struct Outbound<'a> {
+    /// The upstream's authority.
+    pub(crate) host: &'a HeaderValue,
+    /// The account's key; `None` where the caller's own `Authorization` passes.
+    pub(crate) key: Option<(HeaderName, HeaderValue)>,
+    /// The answer will be read by us: it must not come compressed.
+    pub(crate) plain_answer: bool,
+    /// For creates: the key that all attempts carry, unless the caller brought one.
+    pub(crate) idempotency_key: Option<HeaderValue>,
+}
+
+/// Turns a caller's fields into those of the attempt.
+pub(crate) fn prepare(headers: &mut HeaderMap, out: Outbound<'_>) {
+    strip_hop_by_hop(headers);
+    let own = if out.key.is_none() { headers.remove(header::AUTHORIZATION) } else { None };
+    for name in &CREDENTIALS {
+        headers.remove(name);
+    }
+    headers.remove(MAX_WAIT);
+    headers.remove(header::EXPECT);
+    headers.insert(header::HOST, out.host.clone());
+    if out.plain_answer {
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    if let Some(key) = out.idempotency_key {
+        headers.entry(IDEMPOTENCY_KEY).or_insert(key);
+    }
+    match (out.key, own) {
+        (Some((name, value)), _) => drop(headers.insert(name, value)),
+        (None, Some(own)) => drop(headers.insert(header::AUTHORIZATION, own)),
+        (None, None) => {}
+    }
+}
+
+/// 16 random bytes in hex: request ids and idempotency keys.
+pub(crate) fn random_id() -> String {
+    format!("{:032x}", fastrand::u128(..))
+}
+
+/// The caller's request id if it is fit to be logged, else a new one.
+pub(crate) fn request_id(headers: &HeaderMap) -> String {
+    let fit = |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
+    headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(fit).map_or_else(random_id, str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    fn prepared(pairs: &[(&'static str, &'static str)], key: Option<&'static str>) -> HeaderMap {
+        let mut headers = map(pairs);
+        let host = HeaderValue::from_static("api.example.test");
+        let key = key.map(|key| (HeaderName::from_static("x-api-key"), HeaderValue::from_static(key)));
+        prepare(&mut headers, Outbound { host: &host, key, plain_answer: true, idempotency_key: None });
+        headers
+    }
+
+    #[test]
+    fn every_credential_of_the_caller_is_replaced_by_the_key() {
+        let brought = [
+            ("host", "localhost:8787"),
+            ("authorization", "Bearer sk-placeholder"),
+            ("x-api-key", "a"),
+            ("x-api-key", "b"),
+            ("x-goog-api-key", "c"),
+            ("sluicegate-token", "d"),
+            ("accept", "*/*"),
+        ];
+        let expected =
+            map(&[("host", "api.example.test"), ("accept", "*/*"), ("accept-encoding", "identity"), ("x-api-key", "key")]);
+        assert_eq!(prepared(&brought, Some("key")), expected);
+    }
+
+    #[test]
+    fn a_route_with_the_caller_s_own_authorization_keeps_only_that() {
+        let headers = prepared(&[("authorization", "Bearer session"), ("x-api-key", "a")], None);
+        assert_eq!(headers["authorization"], "Bearer session");
+        assert!(!headers.contains_key("x-api-key"));
+    }
+
+    #[test]
+    fn fields_of_one_connection_end_here() {
+        let mut headers = map(&[
+            ("connection", "close, X-Hop, host, content-length, x-api-key"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("transfer-encoding", "chunked"),
+            ("host", "h"),
+            ("content-length", "3"),
+            ("x-end", "1"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        assert_eq!(headers, map(&[("host", "h"), ("content-length", "3"), ("x-end", "1")]));
+    }
+
+    #[test]
+    fn the_key_cannot_be_named_away() {
+        let headers = prepared(&[("connection", "x-api-key, idempotency-key")], Some("key"));
+        assert_eq!(headers["x-api-key"], "key");
+    }
+
+    #[test]
+    fn request_ids_are_kept_only_if_fit() {
+        assert_eq!(request_id(&map(&[("x-request-id", "abc-1")])), "abc-1");
+        assert_eq!(request_id(&map(&[("x-request-id", "with space")])).len(), 32);
+        assert_eq!(request_id(&HeaderMap::new()).len(), 32);
+    }
+}

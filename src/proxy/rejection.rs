@@ -1,0 +1,369 @@
+//! Every answer that is our own. One enum, one function that turns it into a response; `docs/errors.md` has a section for each code.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use serde_json::{Map, Value, json};
+
+use crate::protocol::Family;
+
+/// Whether the local books or the upstream refused.
+pub(crate) const LIMIT_SOURCE: HeaderName = HeaderName::from_static("sluicegate-limit-source");
+/// Tells SDKs that trying again now is pointless.
+pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+
+/// Why the proxy answers by itself.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Rejection {
+    #[error("the request cannot be understood: {0}")]
+    BadRequest(&'static str),
+    #[error("no credential of this request belongs to a client of this proxy")]
+    Unauthorized,
+    #[error("two credentials of this request belong to different clients")]
+    AmbiguousCredentials,
+    #[error("requests from this web origin are not allowed (see server.allowed_origins)")]
+    ForbiddenOrigin,
+    #[error("method {0} is not forwarded")]
+    MethodRefused(&'static str),
+    #[error("no part of the request body came for {} s", .idle.as_secs_f64())]
+    ClientTimeout { idle: Duration },
+    #[error("the request body is longer than {limit_bytes} bytes (server.max_body)")]
+    BodyTooLarge { limit_bytes: u64 },
+    #[error("the request target is longer than {limit_bytes} bytes")]
+    TargetTooLong { limit_bytes: usize },
+    #[error("this proxy does not answer for the host named in the request (see server.allowed_hosts)")]
+    MisdirectedHost,
+    #[error("this Idempotency-Key was used with another body")]
+    IdempotencyMismatch,
+    #[error("the request quota is used up; the next request can start in {} s", .retry_in.as_secs_f64())]
+    RateLimited { limit: u32, window: Duration, retry_in: Duration },
+    #[error("all {limit} job slots are taken ({live} jobs are live)")]
+    JobLimit { live: u32, limit: u32 },
+    #[error("{waiting} requests are waiting already (queue.max_waiting)")]
+    QueueFull { waiting: usize, retry_in: Duration },
+    #[error("the request waited {} s in the queue, as long as it might", .waited.as_secs_f64())]
+    QueueTimeout { waited: Duration, retry_in: Duration },
+    #[error("the request head is longer than {limit_bytes} bytes")]
+    HeadTooLarge { limit_bytes: usize },
+    #[error("only the transfer coding `chunked` is understood")]
+    BadTransferCoding,
+    #[error("the upstream cannot be reached: {reason}; nothing was sent")]
+    UpstreamUnreachable { reason: Unreachable, attempts: u32 },
+    #[error("the request was sent, but its answer never came: it may have been carried out")]
+    OutcomeUnknown { attempts: u32 },
+    #[error("the upstream's answer is broken: {0}")]
+    BadUpstreamAnswer(&'static str),
+    #[error("the proxy is shutting down")]
+    Draining,
+    #[error("the upstream did not answer in {} s", .after.as_secs_f64())]
+    UpstreamTimeout { after: Duration, attempts: u32 },
+    #[error("prediction not found")]
+    NotYours,
+    #[error("the proxy failed on this request; nothing is known to be wrong with it")]
+    Internal,
+}
+
+/// Why no connection to the upstream came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unreachable {
+    Dns,
+    Refused,
+    Timeout,
+    Tls,
+    Broken,
+}
+
+impl std::fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Dns => "its name cannot be resolved",
+            Self::Refused => "the connection was refused",
+            Self::Timeout => "no connection in upstream.connect_timeout",
+            Self::Tls => "the TLS handshake failed",
+            Self::Broken => "the connection broke",
+        })
+    }
+}
+
+impl Rejection {
+    /// The stable word for this answer, as in `docs/errors.md`.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::BadRequest(_) => "bad_request",
+            Self::Unauthorized | Self::AmbiguousCredentials => "unauthorized",
+            Self::ForbiddenOrigin => "forbidden_origin",
+            Self::MethodRefused(_) => "method_refused",
+            Self::ClientTimeout { .. } => "client_timeout",
+            Self::BodyTooLarge { .. } => "body_too_large",
+            Self::TargetTooLong { .. } => "target_too_long",
+            Self::MisdirectedHost => "misdirected_host",
+            Self::IdempotencyMismatch => "idempotency_mismatch",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::JobLimit { .. } => "job_limit",
+            Self::QueueFull { .. } => "queue_full",
+            Self::QueueTimeout { .. } => "queue_timeout",
+            Self::HeadTooLarge { .. } => "head_too_large",
+            Self::BadTransferCoding => "bad_transfer_coding",
+            Self::UpstreamUnreachable { .. } => "upstream_unreachable",
+            Self::OutcomeUnknown { .. } => "outcome_unknown",
+            Self::BadUpstreamAnswer(_) => "bad_upstream_answer",
+            Self::Draining => "draining",
+            Self::UpstreamTimeout { .. } => "upstream_timeout",
+            Self::NotYours => "not_found",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// The status it is answered with.
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Unauthorized | Self::AmbiguousCredentials => StatusCode::UNAUTHORIZED,
+            Self::ForbiddenOrigin => StatusCode::FORBIDDEN,
+            Self::NotYours => StatusCode::NOT_FOUND,
+            Self::MethodRefused(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::ClientTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TargetTooLong { .. } => StatusCode::URI_TOO_LONG,
+            Self::MisdirectedHost => StatusCode::MISDIRECTED_REQUEST,
+            Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::RateLimited { .. } | Self::JobLimit { .. } | Self::QueueFull { .. } | Self::QueueTimeout { .. } => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
+            Self::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::BadTransferCoding => StatusCode::NOT_IMPLEMENTED,
+            Self::UpstreamUnreachable { .. } | Self::OutcomeUnknown { .. } | Self::BadUpstreamAnswer(_) => {
+                StatusCode::BAD_GATEWAY
+            }
+            Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// How long waiting helps; `None` where it does not. At least the time until this proxy can start a request.
+    fn retry_in(&self) -> Option<Duration> {
+        match self {
+            Self::RateLimited { retry_in, .. }
+            | Self::QueueFull { retry_in, .. }
+            | Self::QueueTimeout { retry_in, .. } => Some(*retry_in),
+            Self::JobLimit { .. } | Self::Draining | Self::UpstreamUnreachable { .. } => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
+
+    /// The numbers of this answer, for programs.
+    fn numbers(&self) -> Map<String, Value> {
+        let numbers = match self {
+            Self::RateLimited { limit, window, .. } => json!({"limit": limit, "window_secs": window.as_secs_f64()}),
+            Self::JobLimit { live, limit } => json!({"live": live, "limit": limit}),
+            Self::QueueFull { waiting, .. } => json!({"waiting": waiting}),
+            Self::QueueTimeout { waited, .. } => json!({"waited_secs": waited.as_secs_f64()}),
+            Self::BodyTooLarge { limit_bytes } => json!({"limit_bytes": limit_bytes}),
+            Self::TargetTooLong { limit_bytes } | Self::HeadTooLarge { limit_bytes } => {
+                json!({"limit_bytes": limit_bytes})
+            }
+            Self::ClientTimeout { idle } => json!({"idle_secs": idle.as_secs_f64()}),
+            Self::UpstreamTimeout { after, attempts } => {
+                json!({"after_secs": after.as_secs_f64(), "attempts": attempts})
+            }
+            Self::UpstreamUnreachable { attempts, .. } | Self::OutcomeUnknown { attempts } => {
+                json!({"attempts": attempts})
+            }
+            _ => Value::Null,
+        };
+        match numbers {
+            Value::Object(numbers) => numbers,
+            _ => Map::new(),
+        }
+    }
+
+    /// RFC 9209 error type.
+    fn proxy_error(&self) -> &'static str {
+        match self {
+            Self::UpstreamUnreachable { reason, .. } => match reason {
+                Unreachable::Dns => "dns_error",
+                Unreachable::Refused => "connection_refused",
+                Unreachable::Timeout => "connection_timeout",
+                Unreachable::Tls => "tls_protocol_error",
+                Unreachable::Broken => "connection_terminated",
+            },
+            Self::OutcomeUnknown { .. } => "http_response_incomplete",
+            Self::BadUpstreamAnswer(_) => "http_protocol_error",
+            Self::UpstreamTimeout { .. } => "http_response_timeout",
+            Self::Draining => "destination_unavailable",
+            Self::Internal => "proxy_internal_error",
+            Self::Unauthorized | Self::AmbiguousCredentials | Self::ForbiddenOrigin | Self::MethodRefused(_) => {
+                "http_request_denied"
+            }
+            Self::RateLimited { .. } | Self::JobLimit { .. } | Self::QueueFull { .. } | Self::QueueTimeout { .. } => {
+                "http_request_denied"
+            }
+            _ => "http_request_error",
+        }
+    }
+
+    /// The answer, in the error form of the API family that was called.
+    pub(crate) fn response(&self, family: Family) -> Response<Bytes> {
+        let status = self.status();
+        let retry_in = self.retry_in().map(|wait| wait.max(Duration::from_millis(1)));
+        let mut response = Response::new(self.body(family, retry_in));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        let form = match (self, family) {
+            (Self::NotYours, _) => "application/json",
+            (_, Family::Native) => "application/problem+json",
+            _ => "application/json",
+        };
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(form));
+        if matches!(self, Self::NotYours) {
+            return response; // in the upstream's own form, which tells nothing about the job
+        }
+        let proxy_status = format!("sluicegate; error={}; details=\"{}\"", self.proxy_error(), self.code());
+        headers.insert(PROXY_STATUS, HeaderValue::try_from(proxy_status).unwrap_or(HeaderValue::from_static("sluicegate")));
+        if let Some(wait) = retry_in {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
+            let millis = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(millis));
+        } else {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            headers.insert(LIMIT_SOURCE, HeaderValue::from_static("local"));
+        }
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+        }
+        response
+    }
+
+    fn body(&self, family: Family, retry_in: Option<Duration>) -> Bytes {
+        let (code, status, detail) = (self.code(), self.status().as_u16(), self.to_string());
+        if matches!(self, Self::NotYours) {
+            return json!({"error": detail}).to_string().into();
+        }
+        let mut body = match family {
+            Family::Native => json!({
+                "type": format!("urn:sluicegate:error:{code}"),
+                "title": self.status().canonical_reason(),
+                "status": status,
+                "detail": detail,
+            }),
+            Family::OpenAi => {
+                json!({"error": {"message": detail, "type": openai_type(status), "param": null, "code": code}})
+            }
+            Family::Anthropic => json!({"type": "error", "error": {"type": anthropic_type(status), "message": detail}}),
+            Family::Gemini => json!({"error": {
+                "code": status, "message": detail, "status": gemini_status(status),
+                "details": [{
+                    "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                    "reason": code.to_ascii_uppercase(), "domain": "sluicegate",
+                }],
+            }}),
+        };
+        if let Some(object) = body.as_object_mut() {
+            object.insert("code".into(), code.into());
+            object.append(&mut self.numbers());
+            if let Some(wait) = retry_in {
+                object.insert("retry_after_secs".into(), whole_seconds(wait).into());
+            }
+        }
+        body.to_string().into()
+    }
+}
+
+/// Whole seconds, rounded up, at least one.
+fn whole_seconds(wait: Duration) -> u64 {
+    let up = u64::from(wait.subsec_nanos() > 0);
+    wait.as_secs().saturating_add(up).max(1)
+}
+
+fn openai_type(status: u16) -> &'static str {
+    match status {
+        401 => "authentication_error",
+        403 => "permission_error",
+        429 => "rate_limit_error",
+        500.. => "server_error",
+        _ => "invalid_request_error",
+    }
+}
+
+fn anthropic_type(status: u16) -> &'static str {
+    match status {
+        401 => "authentication_error",
+        403 => "permission_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        503 => "overloaded_error",
+        500.. => "api_error",
+        _ => "invalid_request_error",
+    }
+}
+
+fn gemini_status(status: u16) -> &'static str {
+    match status {
+        401 => "UNAUTHENTICATED",
+        403 => "PERMISSION_DENIED",
+        429 => "RESOURCE_EXHAUSTED",
+        502 | 503 => "UNAVAILABLE",
+        504 => "DEADLINE_EXCEEDED",
+        500.. => "INTERNAL",
+        _ => "INVALID_ARGUMENT",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limited() -> Rejection {
+        Rejection::RateLimited { limit: 60, window: Duration::from_secs(60), retry_in: Duration::from_millis(1_200) }
+    }
+
+    fn json(rejection: &Rejection, family: Family) -> Value {
+        serde_json::from_slice(rejection.response(family).body()).expect("JSON")
+    }
+
+    #[test]
+    fn native_answers_are_problems_with_code_and_numbers() {
+        let response = limited().response(Family::Native);
+        assert_eq!(response.status(), 429);
+        assert_eq!(response.headers()["content-type"], "application/problem+json");
+        assert_eq!(response.headers()["retry-after"], "2");
+        assert_eq!(response.headers()["retry-after-ms"], "1200");
+        assert_eq!(response.headers()[LIMIT_SOURCE], "local");
+        assert!(!response.headers().contains_key(SHOULD_RETRY), "waiting helps");
+        let body = json(&limited(), Family::Native);
+        assert_eq!((&body["code"], &body["limit"], &body["status"]), (&"rate_limited".into(), &60.into(), &429.into()));
+    }
+
+    #[test]
+    fn each_sdk_gets_its_own_error_form() {
+        assert_eq!(json(&limited(), Family::OpenAi)["error"]["code"], "rate_limited");
+        assert_eq!(json(&limited(), Family::Anthropic)["error"]["type"], "rate_limit_error");
+        assert_eq!(json(&limited(), Family::Gemini)["error"]["status"], "RESOURCE_EXHAUSTED");
+        for family in [Family::OpenAi, Family::Anthropic, Family::Gemini] {
+            assert_eq!(json(&limited(), family)["code"], "rate_limited");
+        }
+    }
+
+    #[test]
+    fn where_waiting_does_not_help_sdks_are_told_not_to_retry() {
+        let response = Rejection::OutcomeUnknown { attempts: 1 }.response(Family::OpenAi);
+        assert_eq!(response.headers()[SHOULD_RETRY], "false");
+        assert!(!response.headers().contains_key("retry-after"));
+        let now = Rejection::QueueTimeout { waited: Duration::ZERO, retry_in: Duration::ZERO };
+        assert_eq!(now.response(Family::Native).headers()["retry-after"], "1");
+    }
+
+    #[test]
+    fn a_job_of_another_client_looks_like_no_job_at_all() {
+        let response = Rejection::NotYours.response(Family::Native);
+        assert_eq!(response.status(), 404);
+        assert_eq!(response.headers().len(), 1);
+        assert_eq!(json(&Rejection::NotYours, Family::Native), json!({"error": "prediction not found"}));
+    }
+}
