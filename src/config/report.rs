@@ -1,0 +1,232 @@
+//! Problems of a configuration, collected and then shown together.
+//!
+//! A line of the file is never shown when it may hold a secret: [`Problems::hide`] is told where secrets stand, and lines with words
+//! that look like keys stay hidden too.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+
+/// Where a value came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Bytes of the configuration file.
+    File(Range<usize>),
+    /// An environment variable.
+    Variable(String),
+    /// A command line flag, with its dashes.
+    Flag(&'static str),
+    /// Nothing that can be pointed at.
+    Nowhere,
+}
+
+/// One thing to correct.
+struct Problem {
+    place: Place,
+    message: String,
+    help: Option<String>,
+}
+
+/// All problems found so far.
+#[derive(Default)]
+pub(super) struct Problems {
+    found: RefCell<Vec<Problem>>,
+    hidden: RefCell<Vec<Range<usize>>>,
+}
+
+impl Problems {
+    /// Adds a problem.
+    pub(super) fn add(&self, place: &Place, message: impl Into<String>, help: Option<String>) {
+        let problem = Problem {
+            place: place.clone(),
+            message: message.into(),
+            help,
+        };
+        self.found.borrow_mut().push(problem);
+    }
+
+    /// Marks bytes of the file whose lines are never shown.
+    pub(super) fn hide(&self, place: &Place) {
+        if let Place::File(span) = place {
+            self.hidden.borrow_mut().push(span.clone());
+        }
+    }
+
+    /// Whether nothing is wrong.
+    pub(super) fn is_empty(&self) -> bool {
+        self.found.borrow().is_empty()
+    }
+
+    /// Renders what was found; `name` and `text` are the configuration file's.
+    pub(super) fn into_report(self, name: &str, text: &str) -> Report {
+        let mut found = self.found.into_inner();
+        found.sort_by_key(|problem| match &problem.place {
+            Place::Flag(_) => (0, 0),
+            Place::Variable(_) => (1, 0),
+            Place::File(span) => (2, span.start),
+            Place::Nowhere => (3, 0),
+        });
+        let page = Page {
+            name,
+            text,
+            hidden: self.hidden.into_inner(),
+        };
+        Report {
+            plain: page.render(&found, &Renderer::plain()),
+            styled: page.render(&found, &Renderer::styled()),
+            count: found.len(),
+        }
+    }
+}
+
+/// Why a configuration was refused: every problem, ready to be printed. It holds no secret.
+#[derive(Clone)]
+pub struct Report {
+    plain: String,
+    styled: String,
+    count: usize,
+}
+
+impl Report {
+    /// A report of one problem outside the file.
+    pub(super) fn single(message: impl Into<String>, help: Option<String>) -> Self {
+        let problems = Problems::default();
+        problems.add(&Place::Nowhere, message, help);
+        problems.into_report("", "")
+    }
+
+    /// How many problems there are; at least one.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The same text as `Display`, with colours for a terminal.
+    #[must_use]
+    pub fn styled(&self) -> &str {
+        &self.styled
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.plain)
+    }
+}
+
+impl std::fmt::Debug for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.plain)
+    }
+}
+
+impl std::error::Error for Report {}
+
+/// The file that problems point into.
+struct Page<'a> {
+    name: &'a str,
+    text: &'a str,
+    hidden: Vec<Range<usize>>,
+}
+
+impl Page<'_> {
+    fn render(&self, problems: &[Problem], renderer: &Renderer) -> String {
+        let mut out = String::new();
+        for problem in problems {
+            out.push_str(&renderer.render(&[self.group(problem)]));
+            out.push_str("\n\n");
+        }
+        let count = problems.len();
+        let noun = if count == 1 { "problem" } else { "problems" };
+        format!("{out}{count} {noun}; nothing was started")
+    }
+
+    fn group<'b>(&'b self, problem: &'b Problem) -> Group<'b> {
+        let title = Level::ERROR.primary_title(problem.message.as_str());
+        let help = problem.help.as_deref().map(|help| Level::HELP.message(help));
+        match &problem.place {
+            Place::File(span) => {
+                let span = self.one_line(span);
+                if self.may_show(&span) {
+                    let annotation = AnnotationKind::Primary.span(span);
+                    let snippet = Snippet::source(self.text).path(self.name).annotation(annotation);
+                    title.element(snippet).elements(help)
+                } else {
+                    let (line, column) = self.position(span.start);
+                    title
+                        .element(Origin::path(self.name).line(line).char_column(column))
+                        .elements(help)
+                }
+            }
+            Place::Variable(name) => title
+                .element(Origin::path(format!("environment variable {name}")))
+                .elements(help),
+            Place::Flag(name) => title.element(Origin::path(format!("flag {name}"))).elements(help),
+            Place::Nowhere => Group::with_title(title).elements(help),
+        }
+    }
+
+    /// The part of `span` that lies in its first line, between whole characters.
+    fn one_line(&self, span: &Range<usize>) -> Range<usize> {
+        let start = self.boundary(span.start);
+        let rest = self.text.get(start..).unwrap_or_default();
+        let line_end = start + rest.find(['\n', '\r']).unwrap_or(rest.len());
+        start..self.boundary(span.end.clamp(start, line_end))
+    }
+
+    fn boundary(&self, at: usize) -> usize {
+        let mut at = at.min(self.text.len());
+        while !self.text.is_char_boundary(at) {
+            at -= 1;
+        }
+        at
+    }
+
+    /// All of the line that `at` lies in, without its end.
+    fn line_of(&self, at: usize) -> Range<usize> {
+        let before = self.text.get(..at).unwrap_or_default();
+        let after = self.text.get(at..).unwrap_or_default();
+        let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        start..at + after.find('\n').unwrap_or(after.len())
+    }
+
+    fn may_show(&self, span: &Range<usize>) -> bool {
+        let line = self.line_of(span.start);
+        let overlaps = |secret: &Range<usize>| secret.start <= line.end && line.start <= secret.end;
+        !self.hidden.iter().any(overlaps) && !holds_key(self.text.get(line).unwrap_or_default())
+    }
+
+    /// Line and column from one, the column in characters.
+    fn position(&self, at: usize) -> (usize, usize) {
+        let before = self.text.get(..at).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        (line, column)
+    }
+}
+
+/// Whether a line has a word that may be an API key.
+fn holds_key(line: &str) -> bool {
+    line.split(|c: char| !(c.is_ascii_alphanumeric() || "_-+/=".contains(c)))
+        .any(looks_like_key)
+}
+
+/// Whether a word may be an API key: long, without spaces, letters and digits mixed.
+pub(super) fn looks_like_key(word: &str) -> bool {
+    word.len() >= 20
+        && !word.contains(char::is_whitespace)
+        && !word.contains("://")
+        && word.contains(|c: char| c.is_ascii_digit())
+        && word.contains(|c: char| c.is_ascii_alphabetic())
+}
+
+/// Text of the file as it may stand in a message: short, and without control characters.
+pub(super) fn quoted(text: &str) -> String {
+    if looks_like_key(text) {
+        return "(not shown)".to_owned();
+    }
+    let short: String = text.chars().take(60).flat_map(char::escape_debug).collect();
+    let dots = if text.chars().nth(60).is_some() { "…" } else { "" };
+    format!("`{short}{dots}`")
+}
