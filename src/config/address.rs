@@ -10,11 +10,12 @@ use super::reader::Complaint;
 pub(super) fn listen(text: &str) -> Result<SocketAddr, Complaint> {
     text.parse().map_err(|_| {
         let complaint = Complaint::new("must be an IP address and a port, like \"127.0.0.1:8787\"");
+        if text.parse::<IpAddr>().is_ok() {
+            return complaint.help("add the port after a colon; an IPv6 address stands in brackets: \"[::1]:8787\"");
+        }
         let port = text.trim_start_matches("localhost").trim_start_matches(':');
         if port.parse::<u16>().is_ok() && !text.contains('.') {
             complaint.help(format!("write \"127.0.0.1:{port}\" for this machine only"))
-        } else if text.parse::<IpAddr>().is_ok() {
-            complaint.help("add the port after a colon; an IPv6 address stands in brackets: \"[::1]:8787\"")
         } else {
             complaint
         }

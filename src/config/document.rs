@@ -8,6 +8,7 @@ use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::report::{Place, Problems, looks_like_key};
+use super::suggest;
 
 /// A value and its place.
 #[derive(Clone)]
@@ -62,7 +63,13 @@ impl Table {
         match DeTable::parse(text) {
             Ok(table) => {
                 let table = Self::from_toml(table.get_ref());
-                table.hide_secrets(false, problems);
+                for Entry { name, node, .. } in &table.0 {
+                    // Where keys belong, a misspelled `kye = "..."` may be one too.
+                    node.hide_secrets(
+                        sounds_secret(name) || matches!(name.as_str(), "accounts" | "clients"),
+                        problems,
+                    );
+                }
                 table
             }
             Err(error) => {
@@ -129,10 +136,11 @@ impl Table {
     /// Tells `problems` where secrets stand. `secret`: an outer key already said that what is in here is one.
     fn hide_secrets(&self, secret: bool, problems: &Problems) {
         for Entry { name, node, .. } in &self.0 {
-            let secret = secret || sounds_secret(name);
-            // `{ env = "NAME" }` and `{ file = "PATH" }` hold names, not secrets.
-            let only_names_it = matches!(name.as_str(), "env" | "file");
-            node.hide_secrets(secret && !only_names_it, problems);
+            let harmless = matches!(
+                name.as_str(),
+                "env" | "file" | "description" | "plan" | "name" | "account" | "weight"
+            );
+            node.hide_secrets((secret && !harmless) || sounds_secret(name), problems);
         }
     }
 }
@@ -165,11 +173,21 @@ impl Node {
     }
 }
 
-/// Whether a key of this name may hold a secret. `auth` alone is a choice of words.
+/// Whether a key of this name may hold a secret, misspelled or not.
 fn sounds_secret(name: &str) -> bool {
+    const WORDS: [&str; 7] = [
+        "key",
+        "token",
+        "secret",
+        "password",
+        "passwd",
+        "credential",
+        "authorization",
+    ];
     let name = name.to_ascii_lowercase();
-    let words = ["key", "token", "secret", "password", "credential", "auth"];
-    name != "auth" && words.iter().any(|word| name.contains(word))
+    let sounds =
+        |part: &str| part.ends_with("key") || part.ends_with("token") || suggest::nearest(part, WORDS).is_some();
+    name.split(['_', '-']).any(|part| part != "tokens" && sounds(part))
 }
 
 /// A number beyond `i128` is as wrong as its largest.
@@ -200,7 +218,15 @@ fn may_break_a_secret(text: &str, span: &Range<usize>) -> bool {
         .and_then(|before| before.rfind('\n'))
         .map_or(0, |at| at + 1);
     let line = text.get(line_start..line_end).unwrap_or_default().to_ascii_lowercase();
+    let header = text
+        .get(..line_start)
+        .unwrap_or_default()
+        .lines()
+        .rev()
+        .find(|line| line.trim_start().starts_with('['));
+    let where_keys_belong = header.is_some_and(|header| header.contains("account") || header.contains("client"));
     inside
+        || (where_keys_belong && line.contains(['"', '\'']))
         || ["key", "token", "secret", "password", "@"]
             .iter()
             .any(|word| line.contains(word))

@@ -129,15 +129,19 @@ pub(super) fn is_value(pattern: &str) -> bool {
 
 /// The sections, `[name]` as one writes them, that have a key of this name.
 pub(super) fn home_of(name: &str) -> Option<&'static str> {
+    let name = name.replace('-', "_");
     keys().filter(|path| !path.contains('*')).find_map(|path| {
         let (section, last) = path.rsplit_once('.')?;
         (last == name && !section.contains('.')).then_some(section)
     })
 }
 
+/// The keys whose value is a list of tables.
+pub(super) const LISTS: [&str; 2] = ["routes", "clients"];
+
 /// The environment variable of a key; `None` where the key lies below a name or in a list of tables.
 pub(super) fn variable(path: &str) -> Option<String> {
-    let listed = path.contains('*') || path.starts_with("routes.") || path.starts_with("clients.");
+    let listed = path.contains('*') || LISTS.iter().any(|list| path.starts_with(list));
     (!listed).then(|| format!("SLUICEGATE_{}", path.replace('.', "_").to_ascii_uppercase()))
 }
 

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::document::{Entry, Node, Table, Value};
-use super::report::{Place, Problems, quoted};
+use super::report::{Place, Problems, either, quoted};
 use super::{suggest, units};
 
 /// What is wrong with a value; the reader adds which and where.
@@ -165,10 +165,15 @@ impl<'a> Section<'a> {
         help: &str,
         parse: impl FnOnce(&'a Value) -> Result<T, Complaint>,
     ) -> Option<T> {
+        self.demand(key, help);
+        self.read(key, parse)
+    }
+
+    /// Records that a key which must be there is missing.
+    pub(super) fn demand(&self, key: &str, help: &str) {
         if self.table.is_some() && !self.has(key) {
             self.complain(key, Complaint::new("is missing").help(help));
         }
-        self.read(key, parse)
     }
 
     /// The items of a list through `parse`, each complaint at its item; a lone value is a list of one. `None` if the key is missing
@@ -239,7 +244,7 @@ impl<'a> Section<'a> {
             }
             let names = words.iter().map(|(name, _)| *name);
             let all: Vec<String> = names.clone().map(|name| format!("\"{name}\"")).collect();
-            let complaint = Complaint::new(format!("must be {}, not {}", all.join(" or "), quoted(word)));
+            let complaint = Complaint::new(format!("must be {}, not {}", either(&all), quoted(word)));
             Err(complaint.maybe_help(suggest::nearest(word, names).map(|near| format!("did you mean \"{near}\"?"))))
         })
     }
@@ -256,6 +261,7 @@ pub(super) fn text(value: &Value) -> Result<&str, Complaint> {
 /// A whole number within bounds.
 pub(super) fn count(value: &Value, bounds: &RangeInclusive<u64>) -> Result<u64, Complaint> {
     match value {
+        Value::Whole(number) if *number < 0 && *bounds.start() == 0 => Err(Complaint::new("must not be negative")),
         Value::Whole(number) if *number < 0 => Err(Complaint::new(format!("must be at least {}", bounds.start()))),
         Value::Whole(number) => bounded(u64::try_from(*number).unwrap_or(u64::MAX), bounds, |n| n.to_string()),
         other => Err(unexpected("a whole number", other)),

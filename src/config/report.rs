@@ -134,7 +134,7 @@ impl Page<'_> {
     fn render(&self, problems: &[Problem], renderer: &Renderer) -> String {
         let mut out = String::new();
         for problem in problems {
-            out.push_str(&renderer.render(&[self.group(problem)]));
+            out.push_str(&renderer.render(&self.groups(problem)));
             out.push_str("\n\n");
         }
         let count = problems.len();
@@ -142,29 +142,40 @@ impl Page<'_> {
         format!("{out}{count} {noun}; nothing was started")
     }
 
-    fn group<'b>(&'b self, problem: &'b Problem) -> Group<'b> {
+    fn groups<'b>(&'b self, problem: &'b Problem) -> Vec<Group<'b>> {
         let title = Level::ERROR.primary_title(problem.message.as_str());
         let help = problem.help.as_deref().map(|help| Level::HELP.message(help));
-        match &problem.place {
+        let group = match &problem.place {
             Place::File(span) => {
                 let span = self.one_line(span);
-                if self.may_show(&span) {
-                    let annotation = AnnotationKind::Primary.span(span);
-                    let snippet = Snippet::source(self.text).path(self.name).annotation(annotation);
-                    title.element(snippet).elements(help)
-                } else {
-                    let (line, column) = self.position(span.start);
-                    title
-                        .element(Origin::path(self.name).line(line).char_column(column))
-                        .elements(help)
+                let (line, column) = self.position(span.start);
+                match self.shown(&span) {
+                    Some(shown) => {
+                        let within = span.start - shown.start..span.end - shown.start;
+                        let source = self.text.get(shown).unwrap_or_default();
+                        let annotation = AnnotationKind::Primary.span(within);
+                        title.element(
+                            Snippet::source(source)
+                                .line_start(line)
+                                .path(self.name)
+                                .annotation(annotation),
+                        )
+                    }
+                    None => title.element(Origin::path(self.name).line(line).char_column(column)),
                 }
             }
-            Place::Variable(name) => title
-                .element(Origin::path(format!("environment variable {name}")))
-                .elements(help),
-            Place::Flag(name) => title.element(Origin::path(format!("flag {name}"))).elements(help),
-            Place::Nowhere => Group::with_title(title).elements(help),
-        }
+            Place::Variable(name) => title.element(Origin::path(format!("environment variable {name}"))),
+            Place::Flag(name) => title.element(Origin::path(format!("flag {name}"))),
+            Place::Nowhere if !self.name.is_empty() => title.element(Origin::path(self.name)),
+            Place::Nowhere => {
+                let help = problem
+                    .help
+                    .as_deref()
+                    .map(|help| Group::with_title(Level::HELP.secondary_title(help)));
+                return std::iter::once(Group::with_title(title)).chain(help).collect();
+            }
+        };
+        vec![group.elements(help)]
     }
 
     /// The part of `span` that lies in its first line, between whole characters.
@@ -191,10 +202,14 @@ impl Page<'_> {
         start..at + after.find('\n').unwrap_or(after.len())
     }
 
-    fn may_show(&self, span: &Range<usize>) -> bool {
+    /// What may be shown of the line of `span`: without its comment, and nothing of a line that may hold a secret.
+    fn shown(&self, span: &Range<usize>) -> Option<Range<usize>> {
         let line = self.line_of(span.start);
         let overlaps = |secret: &Range<usize>| secret.start <= line.end && line.start <= secret.end;
-        !self.hidden.iter().any(overlaps) && !holds_key(self.text.get(line).unwrap_or_default())
+        let rest = self.text.get(span.end..line.end)?;
+        let shown = line.start..span.end + rest.split('#').next().map_or(0, |code| code.trim_end().len());
+        let hidden = self.hidden.iter().any(overlaps) || holds_key(self.text.get(shown.clone())?);
+        (!hidden).then_some(shown)
     }
 
     /// Line and column from one, the column in characters.
@@ -206,27 +221,57 @@ impl Page<'_> {
     }
 }
 
-/// Whether a line has a word that may be an API key.
+/// Whether a line has a word that may be an API key, or assigns a text to a key that should hold none.
 fn holds_key(line: &str) -> bool {
+    let assigns = |(at, word): (usize, &str)| {
+        let rest = line.get(at + word.len()..).unwrap_or_default();
+        let rest = rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || "_-\"' \t".contains(c));
+        let value = rest.trim_start_matches(['=', ':', ' ', '\t']);
+        value.len() < rest.len() && value.starts_with(['"', '\''])
+    };
+    let lower = line.to_ascii_lowercase();
+    if ["key", "token", "secret", "password"]
+        .iter()
+        .any(|word| lower.match_indices(word).any(assigns))
+    {
+        return true;
+    }
     line.split(|c: char| !(c.is_ascii_alphanumeric() || "_-+/=".contains(c)))
         .any(looks_like_key)
 }
 
 /// Whether a word may be an API key: long, without spaces, letters and digits mixed.
 pub(super) fn looks_like_key(word: &str) -> bool {
+    let path = word.starts_with(['/', '.', '~']);
     word.len() >= 20
+        && !path
         && !word.contains(char::is_whitespace)
         && !word.contains("://")
         && word.contains(|c: char| c.is_ascii_digit())
         && word.contains(|c: char| c.is_ascii_alphabetic())
 }
 
-/// Text of the file as it may stand in a message: short, and without control characters.
+/// Text of the file as it may stand in a message: short, without control characters, and never a key.
 pub(super) fn quoted(text: &str) -> String {
     if looks_like_key(text) {
-        return "(not shown)".to_owned();
+        "(not shown)".to_owned()
+    } else {
+        format!("`{}`", escaped(text, 60))
     }
-    let short: String = text.chars().take(60).flat_map(char::escape_debug).collect();
-    let dots = if text.chars().nth(60).is_some() { "…" } else { "" };
-    format!("`{short}{dots}`")
+}
+
+/// At most `longest` characters, those that would move the cursor as escapes.
+pub(super) fn escaped(text: &str, longest: usize) -> String {
+    let short: String = text.chars().take(longest).flat_map(char::escape_debug).collect();
+    let dots = if text.chars().nth(longest).is_some() { "…" } else { "" };
+    format!("{short}{dots}")
+}
+
+/// `a`, `a or b`, `a, b or c`.
+pub(super) fn either(words: &[String]) -> String {
+    match words {
+        [] => String::new(),
+        [one] => one.clone(),
+        [most @ .., last] => format!("{} or {last}", most.join(", ")),
+    }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::Secret;
 use super::document::Value;
 use super::reader::{Complaint, text};
-use super::report::{looks_like_key, quoted};
+use super::report::{escaped, looks_like_key, quoted};
 
 /// How long a command may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -84,6 +84,9 @@ impl Source {
                 format!("environment variable {name}"),
                 None,
             ),
+            Self::File(path) if looks_like_key(&path.to_string_lossy()) => {
+                return Err(Complaint::new("names a file that looks like a key itself").help(FORMS));
+            }
             Self::File(path) => {
                 let path = surroundings.directory.join(path);
                 let (value, warning) = from_file(&path)?;
@@ -161,12 +164,11 @@ fn from_env(name: &str, env: &BTreeMap<String, String>) -> Result<String, Compla
 }
 
 fn from_file(path: &Path) -> Result<(String, Option<String>), Complaint> {
-    let shown = quoted(&path.display().to_string());
+    let shown = escaped(&path.display().to_string(), 200);
     let failed = |error: std::io::Error| Complaint::new(format!("cannot be read from the file {shown}: {error}"));
     let file = std::fs::File::open(path).map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
-    // Kubernetes mounts secrets as root's, readable by the pod's group or by everyone.
-    let warning = (meta.is_file() && meta.mode() & 0o077 != 0 && meta.uid() != 0).then(|| {
+    let warning = (meta.is_file() && is_open(meta.mode(), meta.uid())).then(|| {
         format!(
             "the secret file {shown} is open to other users (mode {:o}); chmod 600 it",
             meta.mode() & 0o777
@@ -175,6 +177,11 @@ fn from_file(path: &Path) -> Result<(String, Option<String>), Complaint> {
     let mut bytes = Vec::new();
     file.take(LONGEST + 3).read_to_end(&mut bytes).map_err(failed)?;
     Ok((one_line(&bytes), warning))
+}
+
+/// Whether others may use a file. Kubernetes mounts secrets as root's, readable by the pod's group or by everyone: that is well.
+fn is_open(mode: u32, owner: u32) -> bool {
+    mode & 0o077 != 0 && owner != 0
 }
 
 /// Without one newline at its end. Bytes that are not UTF-8 become characters that [`header_safe`] refuses.
@@ -200,12 +207,10 @@ fn from_command(program: &str, arguments: &[String], surroundings: &Surroundings
     let output = drain(child.stdout.take());
     let complaints = drain(child.stderr.take());
     let status = wait(&mut child).map_err(failed)?;
-    // A grandchild may hold the pipes open; what it prints later does not count.
-    let received = |pipe: mpsc::Receiver<Vec<u8>>| pipe.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
     if status.success() {
-        return Ok(one_line(&received(output)));
+        return Ok(one_line(&collect(&output)));
     }
-    let complaints: String = String::from_utf8_lossy(&received(complaints))
+    let complaints: String = String::from_utf8_lossy(&collect(&complaints))
         .trim()
         .chars()
         .take(200)
@@ -222,16 +227,26 @@ fn from_command(program: &str, arguments: &[String], surroundings: &Surroundings
 fn drain(pipe: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
     let (send, receive) = mpsc::channel();
     thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Some(mut pipe) = pipe {
-            // What was read before an error counts.
-            let _ = (&mut pipe).take(LONGEST + 3).read_to_end(&mut bytes);
+        let Some(mut pipe) = pipe else { return };
+        let mut chunk = [0; 4096];
+        while let Ok(length @ 1..) = pipe.read(&mut chunk) {
             // Nobody listens any more once the child was given up.
-            let _ = send.send(bytes);
-            let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+            let _ = send.send(chunk.get(..length).unwrap_or_default().to_vec());
         }
     });
     receive
+}
+
+/// What an ended child printed. A grandchild may hold the pipe open, so the end of it is not waited for long.
+fn collect(pipe: &mpsc::Receiver<Vec<u8>>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Ok(chunk) = pipe.recv_timeout(Duration::from_millis(500)) {
+        bytes.extend(chunk);
+        if bytes.len() as u64 > LONGEST {
+            break;
+        }
+    }
+    bytes
 }
 
 fn wait(child: &mut Child) -> Result<std::process::ExitStatus, String> {
@@ -247,4 +262,38 @@ fn wait(child: &mut Child) -> Result<std::process::ExitStatus, String> {
     let _ = child.kill();
     let _ = child.wait();
     Err(format!("no answer within {} s", PATIENCE.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_mounts_of_root_may_be_open() {
+        assert!(is_open(0o100_640, 1000));
+        assert!(is_open(0o100_604, 1000));
+        assert!(!is_open(0o100_600, 1000));
+        assert!(!is_open(0o100_644, 0));
+    }
+
+    #[test]
+    fn headers_carry_visible_ascii_only() {
+        assert!(header_safe("sk-abc_123~").is_ok());
+        for wrong in ["", "a b", "a\nb", "a\r\nx: y", "ключ", "\u{7f}"] {
+            assert!(header_safe(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn commands_neither_block_nor_lose_what_they_print() {
+        let env = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
+        let surroundings = Surroundings {
+            env: &env,
+            directory: Path::new("/"),
+        };
+        let run = |script: &str| from_command("sh", &["-c".to_owned(), script.to_owned()], &surroundings);
+        assert!(run("yes | head -c 1000000; exit 1").is_err());
+        assert_eq!(run("sleep 5 & echo first").ok().as_deref(), Some("first"));
+        assert!(run("yes | head -c 1000000").is_ok_and(|value| header_safe(&value).is_err()));
+    }
 }

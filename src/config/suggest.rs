@@ -12,10 +12,11 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
     candidates
         .into_iter()
         .filter(|candidate| candidate.len() <= LONGEST)
-        .map(|candidate| (distance(&word, &plain(candidate)), candidate))
-        .filter(|(distance, candidate)| *distance <= word.len().max(candidate.len()).div_ceil(3))
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
+        .map(|candidate| (candidate, plain(candidate)))
+        .map(|(candidate, letters)| (distance(&word, &letters), is_near(&word, &letters), candidate))
+        .filter(|(_, is_near, _)| *is_near)
+        .min_by_key(|(distance, ..)| *distance)
+        .map(|(.., candidate)| candidate)
 }
 
 /// The help line for [`nearest`]: the near word, else all of them when they are few.
@@ -29,6 +30,16 @@ pub(super) fn help<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>
         [most @ .., last] if all.len() <= 8 => Some(format!("known here: {} and {last}", most.join(", "))),
         _ => None,
     }
+}
+
+/// One edit in three letters, or the right letters in the wrong order.
+fn is_near(word: &[char], candidate: &[char]) -> bool {
+    let sorted = |letters: &[char]| {
+        let mut letters = letters.to_vec();
+        letters.sort_unstable();
+        letters
+    };
+    distance(word, candidate) <= (word.len().max(candidate.len()) / 3).max(1) || sorted(word) == sorted(candidate)
 }
 
 /// Case and the choice between `-` and `_` are not what people get wrong on purpose.
@@ -65,6 +76,7 @@ mod tests {
         let words = ["listen", "threads", "max_body"];
         assert_eq!(nearest("listn", words), Some("listen"));
         assert_eq!(nearest("Max-Body", words), Some("max_body"));
+        assert_eq!(nearest("lisnet", words), Some("listen"));
         assert_eq!(nearest("colour", words), None);
     }
 

@@ -73,7 +73,13 @@ pub(super) fn show_size(bytes: u64) -> String {
         .rev()
         .find(|(_, factor)| bytes > 0 && bytes.is_multiple_of(*factor))
         .map_or_else(
-            || format!("{bytes} bytes"),
+            || {
+                if bytes == 1 {
+                    "1 byte".to_owned()
+                } else {
+                    format!("{bytes} bytes")
+                }
+            },
             |(name, factor)| {
                 format!(
                     "{}{}iB",

@@ -40,6 +40,8 @@ fn walk(table: &Table, path: &str, pattern: &str, problems: &Problems) {
 
 fn descend(value: &Value, path: &str, pattern: &str, problems: &Problems) {
     match value {
+        // Not a list at all: that is said when it is read.
+        Value::Table(_) if file::LISTS.contains(&pattern) => {}
         Value::Table(table) => walk(table, path, pattern, problems),
         Value::List(items) => {
             for (index, item) in items.iter().enumerate() {

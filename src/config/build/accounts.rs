@@ -75,12 +75,7 @@ pub(super) fn read(root: &Section<'_>, plans: &[Arc<Plan>], context: &mut Contex
 
 fn draft<'a>(name: &'a str, section: Section<'a>, plans: &[Arc<Plan>], context: &Context<'_>) -> Draft<'a> {
     check_name(name, &section);
-    if !section.has("plan") {
-        section.complain(
-            "plan",
-            Complaint::new("is missing").help("name one of [plans], like plan = \"free\""),
-        );
-    }
+    section.demand("plan", "name one of [plans], like plan = \"free\"");
     let help = "write key = { env = \"CORE_API_KEY\" }";
     let source = section.required("key", help, Source::parse);
     Draft {

@@ -52,9 +52,10 @@ fn listen(root: &Section<'_>, section: &Section<'_>, context: &mut Context<'_>) 
             section.complain("listen", Complaint::new(format!("names {address} twice")));
         }
     }
-    if section.has("listen") && listen.is_empty() {
-        section.complain("listen", Complaint::new("must name at least one address"));
-    }
+    section.read("listen", |value| match value {
+        Value::List(items) if items.is_empty() => Err(Complaint::new("must name at least one address")),
+        _ => Ok(()),
+    });
     let allow_open = section.flag("allow_open");
     if let Some(open) = listen.iter().find(|address| !address.ip().is_loopback()) {
         if allow_open {

@@ -73,12 +73,7 @@ pub(super) fn routes(root: &Section<'_>) -> Vec<Route> {
     for section in root.items("routes") {
         let prefix = section.required("prefix", "for example prefix = \"/v1/reports/\"", prefix);
         let words = [("account", RouteAuth::Account), ("client", RouteAuth::Client)];
-        if !section.has("auth") {
-            section.complain(
-                "auth",
-                Complaint::new("is missing").help("write auth = \"client\" or auth = \"account\""),
-            );
-        }
+        section.demand("auth", "write auth = \"client\" or auth = \"account\"");
         let auth = section.choice("auth", &words, &[]);
         let (Some(prefix), Some(auth)) = (prefix, auth) else {
             continue;
