@@ -38,8 +38,8 @@ pub struct Flags {
     pub upstream: Option<String>,
 }
 
-/// Everything that a configuration comes from.
-#[derive(Debug, Clone, Default)]
+/// Everything that a configuration comes from. No `Debug`: the environment holds secrets.
+#[derive(Clone, Default)]
 pub struct Sources {
     /// The command line.
     pub flags: Flags,
@@ -135,7 +135,10 @@ pub fn prepare(config: &Config) -> Result<(), Report> {
         .create(path)
         .map_err(|error| failed("cannot be created", error))?;
     let probe = path.join(format!(".write-test-{}", std::process::id()));
-    std::fs::write(&probe, b"").map_err(|error| failed("is not writable", error))?;
+    // Never through a link that somebody else put there; one of ours may be left from a crash.
+    let _ = std::fs::remove_file(&probe);
+    let written = std::fs::File::create_new(&probe);
+    written.map_err(|error| failed("is not writable", error))?;
     std::fs::remove_file(&probe).map_err(|error| failed("is not writable", error))
 }
 

@@ -481,9 +481,12 @@ fn one_newline_after_a_secret_is_not_part_of_it() {
 fn open_ports_are_warned_about() {
     assert_eq!(valid("minimal").warnings, Vec::<String>::new());
     assert_eq!(valid("open-with-clients").warnings, Vec::<String>::new());
-    let warnings = valid("everything").warnings;
+    assert_eq!(valid("everything").warnings, Vec::<String>::new());
+    let open =
+        format!("{MINIMAL}\n[server]\nlisten = \"0.0.0.0:1002\"\nallow_open = true\n[admin]\nlisten = \"[::]:1003\"\n");
+    let warnings = Scratch::new().load("open.toml", &open).unwrap().warnings;
     assert!(
-        warnings.iter().any(|warning| warning.contains("0.0.0.0:1002")),
+        warnings.len() == 2 && warnings[0].contains("0.0.0.0:1002") && warnings[1].contains("[::]:1003"),
         "{warnings:?}"
     );
 }

@@ -57,18 +57,24 @@ fn listen(root: &Section<'_>, section: &Section<'_>, context: &mut Context<'_>) 
         _ => Ok(()),
     });
     let allow_open = section.flag("allow_open");
-    if let Some(open) = listen.iter().find(|address| !address.ip().is_loopback()) {
-        if allow_open {
-            context.warnings.push(format!(
-                "server.listen {open} is open to other machines, and anyone may spend the quota"
-            ));
-        } else if !root.has("clients") {
+    // An empty list names nobody, which is everybody.
+    let names_clients = |value: &Value| !matches!(value, Value::List(items) if items.is_empty());
+    let has_clients = root.read("clients", |value| Ok(names_clients(value))).unwrap_or(false);
+    let open = listen
+        .iter()
+        .find(|address| !address.ip().is_loopback() && !has_clients);
+    match open {
+        Some(open) if allow_open => context.warnings.push(format!(
+            "server.listen {open} is open to other machines, and anyone may spend the quota"
+        )),
+        Some(open) => {
             let complaint = Complaint::new(format!("= {open} lets every machine that reaches it spend the quota"));
             section.complain(
                 "listen",
                 complaint.help("add [[clients]] with tokens, or set server.allow_open = true"),
             );
         }
+        None => {}
     }
     listen
 }
