@@ -1,7 +1,7 @@
 //! What operators write becomes what the program uses.
 //!
-//! Two layers: [`file`] mirrors `proxy.toml` key by key; this module's types are what the rest of the crate sees. Building the
-//! second from the first is the validation, so nothing is checked again later.
+//! Two layers: a tree of values (`document`), laid out by the keys of `proxy.toml` (`file`), and this module's types, which are what
+//! the rest of the crate sees. Building the second from the first (`build`) is the validation, so nothing is checked again later.
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -11,12 +11,40 @@ use std::time::Duration;
 
 use http::Uri;
 
+pub use self::file::keys;
+pub use self::load::{Flags, Loaded, Sources, TEMPLATE, load, prepare};
+pub use self::report::Report;
 pub use self::secret::Secret;
+
+// In reading order: find the file, parse it, lay the environment over it, check it, build from it.
+mod load;
+
+mod document;
+
+mod file;
+
+mod overrides;
+
+mod unknown;
+
+mod reader;
+
+mod build;
+
+mod source;
+
+mod address;
+
+mod units;
+
+mod suggest;
+
+mod report;
 
 pub mod secret;
 
 /// Everything the program needs to run, already checked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// Index into [`Config::accounts`] of the account that serves calls by default.
     pub default_account: usize,
@@ -47,7 +75,7 @@ pub struct Config {
 }
 
 /// `[server]`: the data port.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Server {
     /// Addresses to listen on; at least one.
     pub listen: Vec<SocketAddr>,
@@ -72,7 +100,7 @@ pub struct Server {
 }
 
 /// `[admin]`: the operator's ports; `None` where the file says `"off"`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Admin {
     /// API, metrics, health.
     pub listen: Option<SocketAddr>,
@@ -81,7 +109,7 @@ pub struct Admin {
 }
 
 /// `[upstream]`: the API in front of which we stand.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Upstream {
     /// Scheme and authority, and an optional path prefix without a slash at its end.
     pub url: Uri,
@@ -118,7 +146,7 @@ pub enum Http2 {
 }
 
 /// `[[routes]]`: an exception by path prefix.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Route {
     /// The path prefix, from the leading slash.
     pub prefix: String,
@@ -136,7 +164,7 @@ pub enum RouteAuth {
 }
 
 /// `[accounts.NAME]`: one upstream API key and its plan.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Account {
     /// The table's name.
     pub name: String,
@@ -197,7 +225,7 @@ pub enum Llm {
 }
 
 /// `[[clients]]`: an app that calls us.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Client {
     /// Its name in logs, metrics and the queue.
     pub name: String,
@@ -212,7 +240,7 @@ pub struct Client {
 }
 
 /// `[queue]`: waiting instead of failing.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
     /// Longest wait for the first attempt; zero refuses at once.
     pub max_wait: Duration,
@@ -221,7 +249,7 @@ pub struct Queue {
 }
 
 /// `[retry]`: what is tried again.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Retry {
     /// Attempts of one call, the first included.
     pub max_attempts: NonZeroU32,
@@ -251,7 +279,7 @@ pub enum RetryCreates {
 }
 
 /// `[jobs]`: how long a job may hold its slot.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Jobs {
     /// A job older than this is looked at a last time, then its slot is freed.
     pub max_age: Duration,
@@ -262,7 +290,7 @@ pub struct Jobs {
 }
 
 /// `[models.NAME]`: what is known of a model.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Model {
     /// The name that creates use.
     pub name: String,
@@ -271,16 +299,16 @@ pub struct Model {
 }
 
 /// `[state]`: what survives a restart.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum State {
     /// Nothing.
     Memory,
-    /// Files in this directory, which exists and is writable.
+    /// Files in this directory, which exists and is writable once [`prepare`] was called.
     Local(PathBuf),
 }
 
 /// `[log]`: how the log is written.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Log {
     /// Text, JSON, or what fits the terminal.
     pub format: LogFormat,

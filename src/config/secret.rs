@@ -15,6 +15,7 @@ impl Secret {
     }
 
     /// The value itself. Every call is a place where a key could leak: the header to the upstream, and comparisons.
+    #[must_use]
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
