@@ -11,17 +11,20 @@ pub struct Clock(Option<(SystemTime, Instant)>);
 
 impl Clock {
     /// Follows the system's clock, steps included.
+    #[must_use]
     pub fn system() -> Self {
         Self(None)
     }
 
     /// Starts at the system's time and then follows tokio's, paused or not.
+    #[must_use]
     pub fn tokio() -> Self {
         Self(Some((SystemTime::now(), Instant::now())))
     }
 
     /// Now.
     pub fn wall(&self) -> SystemTime {
-        self.0.map_or_else(SystemTime::now, |(start, since)| start + since.elapsed())
+        self.0
+            .map_or_else(SystemTime::now, |(start, since)| start + since.elapsed())
     }
 }

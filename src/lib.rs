@@ -1,6 +1,16 @@
 //! Sluicegate: a local rate-limiting reverse proxy for metered, asynchronous AI APIs.
 
+mod admin;
+pub mod app;
+pub mod clock;
 pub mod config;
+mod metrics;
 pub mod mock;
+mod protocol;
 mod proxy;
 mod state;
+
+/// Opening connections to the upstream: what a test brings instead of a network.
+pub mod connect {
+    pub use crate::proxy::upstream::connect::{Connect, Connected, Connecting, Failure, Stream};
+}

@@ -1,7 +1,6 @@
 //! What is counted, under the prefix `sluicegate_`. Children of hot paths are looked up once, at the start.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -81,7 +80,9 @@ pub(crate) struct Metrics {
 }
 
 /// Waits and durations: from a local hit to half an hour in the queue.
-const BUCKETS: [f64; 12] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0];
+const BUCKETS: [f64; 12] = [
+    0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0,
+];
 
 impl Metrics {
     /// For these accounts, by index.
@@ -116,26 +117,79 @@ impl Metrics {
             registry: Registry::default(),
         };
         let info = Family::<VersionLabel, Gauge<i64, std::sync::atomic::AtomicI64>>::default();
-        info.get_or_create_owned(&VersionLabel { version: env!("CARGO_PKG_VERSION") }).set(1);
+        info.get_or_create_owned(&VersionLabel {
+            version: env!("CARGO_PKG_VERSION"),
+        })
+        .set(1);
         registry.register("build_info", "The running version", info);
-        registry.register("in_flight", "Requests whose answer has not ended", metrics.in_flight.clone());
-        registry.register("connections", "Open connections on the data port", metrics.connections.clone());
-        registry.register("requests", "Finished requests, by class and status class", metrics.requests.clone());
-        registry.register("rejections", "Answers of the proxy itself, by code", metrics.rejections.clone());
-        registry.register("attempts", "Requests sent upstream, by outcome", metrics.attempts.clone());
+        registry.register(
+            "in_flight",
+            "Requests whose answer has not ended",
+            metrics.in_flight.clone(),
+        );
+        registry.register(
+            "connections",
+            "Open connections on the data port",
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "requests",
+            "Finished requests, by class and status class",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            "rejections",
+            "Answers of the proxy itself, by code",
+            metrics.rejections.clone(),
+        );
+        registry.register(
+            "attempts",
+            "Requests sent upstream, by outcome",
+            metrics.attempts.clone(),
+        );
         registry.register("retries", "Attempts after the first, by cause", metrics.retries.clone());
-        registry.register("upstream_429", "429 answers of the upstream, by what they meant", metrics.upstream_429.clone());
+        registry.register(
+            "upstream_429",
+            "429 answers of the upstream, by what they meant",
+            metrics.upstream_429.clone(),
+        );
         registry.register_with_unit("queue_wait", "Time in the queue", Unit::Seconds, waits);
-        registry.register_with_unit("request_duration", "From the request's head to its answer's end", Unit::Seconds, durations);
-        registry.register("window_used", "Attempts the upstream may be counting", metrics.window_used.clone());
-        registry.register("window_limit", "Attempts the plan allows in a window", metrics.window_limit.clone());
+        registry.register_with_unit(
+            "request_duration",
+            "From the request's head to its answer's end",
+            Unit::Seconds,
+            durations,
+        );
+        registry.register(
+            "window_used",
+            "Attempts the upstream may be counting",
+            metrics.window_used.clone(),
+        );
+        registry.register(
+            "window_limit",
+            "Attempts the plan allows in a window",
+            metrics.window_limit.clone(),
+        );
         registry.register("jobs_live", "Job slots taken", metrics.jobs_live.clone());
         registry.register("jobs_limit", "Job slots of the plan", metrics.jobs_limit.clone());
-        registry.register("queue_waiting", "Requests waiting for their turn", metrics.waiting.clone());
+        registry.register(
+            "queue_waiting",
+            "Requests waiting for their turn",
+            metrics.waiting.clone(),
+        );
         registry.register("paced", "1 where attempts are evenly spaced", metrics.paced.clone());
         registry.register("drift", "Attempts of others on the same key", metrics.drift.clone());
-        registry.register("jobs_uncertain", "Creates of unknown outcome that hold a slot", metrics.jobs_uncertain.clone());
-        registry.register_with_unit("held_bodies", "Request bodies held", Unit::Bytes, metrics.held_bytes.clone());
+        registry.register(
+            "jobs_uncertain",
+            "Creates of unknown outcome that hold a slot",
+            metrics.jobs_uncertain.clone(),
+        );
+        registry.register_with_unit(
+            "held_bodies",
+            "Request bodies held",
+            Unit::Bytes,
+            metrics.held_bytes.clone(),
+        );
         registry.register("ready", "1 while new work is taken", metrics.ready.clone());
         Self { registry, ..metrics }
     }
@@ -151,7 +205,9 @@ impl Metrics {
     ) {
         let status = ["1xx", "2xx", "3xx", "4xx", "5xx"][usize::from(status.as_u16() / 100).clamp(1, 5) - 1];
         let name = class.map_or("refused", Class::name);
-        self.requests.get_or_create_owned(&Requests { class: name, status }).inc();
+        self.requests
+            .get_or_create_owned(&Requests { class: name, status })
+            .inc();
         if let Some(code) = code {
             self.rejections.get_or_create_owned(&Code { code }).inc();
         }
@@ -163,13 +219,20 @@ impl Metrics {
 
     /// An attempt has ended.
     pub(crate) fn attempt(&self, account: usize, class: Class, outcome: Outcome) {
-        let labels = Attempts { account: self.accounts[account].clone(), class: class.name(), outcome: word(outcome) };
+        let labels = Attempts {
+            account: self.accounts[account].clone(),
+            class: class.name(),
+            outcome: word(outcome),
+        };
         self.attempts.get_or_create_owned(&labels).inc();
     }
 
     /// Another attempt follows this outcome.
     pub(crate) fn retry(&self, account: usize, outcome: Outcome) {
-        let labels = Reason { account: self.accounts[account].clone(), reason: word(outcome) };
+        let labels = Reason {
+            account: self.accounts[account].clone(),
+            reason: word(outcome),
+        };
         self.retries.get_or_create_owned(&labels).inc();
     }
 
@@ -179,15 +242,24 @@ impl Metrics {
             Refused::Window => "window",
             Refused::Jobs => "jobs",
         };
-        self.upstream_429.get_or_create_owned(&Reason { account: self.accounts[account].clone(), reason }).inc();
+        self.upstream_429
+            .get_or_create_owned(&Reason {
+                account: self.accounts[account].clone(),
+                reason,
+            })
+            .inc();
     }
 
-    /// Everything as OpenMetrics text, with gauges as they are now.
+    /// Everything as `OpenMetrics` text, with gauges as they are now.
     pub(crate) fn render(&self, accounts: &[Arc<Account>], uncertain: usize, held_bytes: u64, ready: bool) -> String {
         for account in accounts {
             let now = account.snapshot();
             let set = |gauge: &PerAccount, value: u32| {
-                gauge.get_or_create_owned(&AccountLabel { account: account.name.clone() }).set(i64::from(value));
+                gauge
+                    .get_or_create_owned(&AccountLabel {
+                        account: account.name.clone(),
+                    })
+                    .set(i64::from(value));
             };
             set(&self.window_used, now.used);
             set(&self.jobs_live, now.live);

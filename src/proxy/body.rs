@@ -33,10 +33,14 @@ pub(crate) struct Bodies {
     idle: Duration,
 }
 
+/// A body's place in the buffer, given back by drop.
+#[derive(Debug, Default)]
+pub(crate) struct Place(#[allow(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>);
+
 /// A request body as the rest of the way sees it.
 pub(crate) enum Held {
-    /// Held whole: can be sent any number of times. The permit is its place in the buffer.
-    Whole(Bytes, Option<OwnedSemaphorePermit>),
+    /// Held whole: can be sent any number of times.
+    Whole(Bytes, Place),
     /// Read up to `prefix`: can be sent once.
     Once { prefix: Bytes, rest: Incoming },
     /// Sent already.
@@ -47,43 +51,54 @@ impl Bodies {
     pub(crate) fn new(buffer_bytes: u64, max_bytes: u64, idle: Duration) -> Self {
         let units = usize::try_from(buffer_bytes.div_ceil(UNIT_BYTES)).unwrap_or(Semaphore::MAX_PERMITS);
         let buffer = Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)));
-        Self { buffer, buffer_bytes, max_bytes, idle }
+        Self {
+            buffer,
+            buffer_bytes,
+            max_bytes,
+            idle,
+        }
     }
 
     /// Bytes of the buffer in use.
     pub(crate) fn held_bytes(&self) -> u64 {
-        self.buffer_bytes.saturating_sub(self.buffer.available_permits() as u64 * UNIT_BYTES)
+        self.buffer_bytes
+            .saturating_sub(self.buffer.available_permits() as u64 * UNIT_BYTES)
     }
 
     /// Reads a body whole, whatever its size up to the limit.
     pub(crate) async fn whole(&self, body: Incoming) -> Result<Held, Rejection> {
         let length = body.size_hint().exact();
         if length == Some(0) {
-            return Ok(Held::Whole(Bytes::new(), None));
+            return Ok(Held::Whole(Bytes::new(), Place::default()));
         }
         let mut place = self.place(length.unwrap_or(self.max_bytes)).await?;
         let mut reader = Reader { body, idle: self.idle };
         let mut whole = BytesMut::new();
         while let Some(data) = reader.data().await? {
             if (whole.len() + data.len()) as u64 > self.max_bytes {
-                return Err(Rejection::BodyTooLarge { limit_bytes: self.max_bytes });
+                return Err(Rejection::BodyTooLarge {
+                    limit_bytes: self.max_bytes,
+                });
             }
             if whole.is_empty() && length == Some(data.len() as u64) {
-                return Ok(Held::Whole(data, Some(place)));
+                return Ok(Held::Whole(data, Place(Some(place))));
             }
             whole.extend_from_slice(&data);
         }
         let used = units(whole.len() as u64);
         let spare = place.num_permits().saturating_sub(used as usize);
         drop(place.split(spare));
-        Ok(Held::Whole(whole.freeze(), Some(place)))
+        Ok(Held::Whole(whole.freeze(), Place(Some(place))))
     }
 
     /// Holds a small body of known length whole, so that it can be replayed; leaves others unread.
     pub(crate) async fn small_or_unread(&self, body: Incoming) -> Result<Held, Rejection> {
         match body.size_hint().exact() {
             Some(length) if length <= REPLAY_BYTES => self.whole(body).await,
-            _ => Ok(Held::Once { prefix: Bytes::new(), rest: body }),
+            _ => Ok(Held::Once {
+                prefix: Bytes::new(),
+                rest: body,
+            }),
         }
     }
 
@@ -105,15 +120,26 @@ impl Bodies {
             prefix.extend_from_slice(&data);
             model = model_part(&prefix);
         }
-        Ok((Held::Once { prefix: prefix.freeze(), rest: reader.body }, model))
+        Ok((
+            Held::Once {
+                prefix: prefix.freeze(),
+                rest: reader.body,
+            },
+            model,
+        ))
     }
 
     async fn place(&self, length: u64) -> Result<OwnedSemaphorePermit, Rejection> {
         if length > self.max_bytes {
-            return Err(Rejection::BodyTooLarge { limit_bytes: self.max_bytes });
+            return Err(Rejection::BodyTooLarge {
+                limit_bytes: self.max_bytes,
+            });
         }
         let buffer = Arc::clone(&self.buffer);
-        buffer.acquire_many_owned(units(length.min(self.buffer_bytes))).await.map_err(|_| Rejection::Draining)
+        buffer
+            .acquire_many_owned(units(length.min(self.buffer_bytes)))
+            .await
+            .map_err(|_| Rejection::Draining)
     }
 
     /// The body for one attempt. A streamed body is handed over; `trouble` will say why it broke off, if it does.
@@ -121,7 +147,9 @@ impl Bodies {
         match held {
             Held::Whole(bytes, _) => Some(SendBody::whole(bytes.clone())),
             Held::Once { .. } => {
-                let Held::Once { prefix, rest } = std::mem::replace(held, Held::Gone) else { return None };
+                let Held::Once { prefix, rest } = std::mem::replace(held, Held::Gone) else {
+                    return None;
+                };
                 Some(SendBody(Sending::Stream(Box::new(Streaming {
                     left_bytes: self.max_bytes.saturating_sub(prefix.len() as u64),
                     prefix,
@@ -147,10 +175,21 @@ impl Held {
         !matches!(self, Self::Gone)
     }
 
+    /// The bytes of a body held whole; empty otherwise.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Whole(bytes, _) => bytes,
+            _ => &[],
+        }
+    }
+
     /// Takes back a body that provably was not sent.
     pub(crate) fn take_back(&mut self, body: SendBody) {
         if let (Self::Gone, Sending::Stream(stream)) = (&*self, body.0) {
-            *self = Self::Once { prefix: stream.prefix, rest: stream.rest };
+            *self = Self::Once {
+                prefix: stream.prefix,
+                rest: stream.rest,
+            };
         }
     }
 }
@@ -181,7 +220,12 @@ impl Reader {
 
 /// The value of the `model` part of a multipart body, if it stands whole in this prefix.
 fn model_part(prefix: &[u8]) -> Option<String> {
-    let find = |from: usize, what: &[u8]| prefix[from..].windows(what.len()).position(|at| at == what).map(|at| from + at);
+    let find = |from: usize, what: &[u8]| {
+        prefix[from..]
+            .windows(what.len())
+            .position(|at| at == what)
+            .map(|at| from + at)
+    };
     let name = find(0, b"name=\"model\"").or_else(|| find(0, b"name=model"))?;
     let value = find(name, b"\r\n\r\n")? + 4;
     let end = find(value, b"\r\n--")?;

@@ -38,7 +38,10 @@ impl Call {
             create,
             job,
             auth: route.map_or(RouteAuth::Account, |route| route.auth),
-            repeatable: matches!(request.method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS),
+            repeatable: matches!(
+                request.method,
+                Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS
+            ),
         }
     }
 

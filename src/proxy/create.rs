@@ -14,6 +14,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::Refusal;
 use super::jobs::Charge;
 use super::rejection::Rejection;
 
@@ -25,8 +26,7 @@ const MOST_KEPT: usize = 10_000;
 /// How a create ended, in a form that any number of callers can get.
 #[derive(Debug, Clone)]
 pub(crate) struct Created {
-    pub(crate) answer: Result<Answer, Rejection>,
-    pub(crate) charge: Charge,
+    pub(crate) answer: Result<Answer, Refusal>,
     pub(crate) attempts: u32,
     pub(crate) queued: Duration,
     pub(crate) upstream: Duration,
@@ -38,6 +38,26 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
+    pub(crate) charge: Charge,
+}
+
+impl Created {
+    /// It ended without an answer of the upstream.
+    pub(crate) fn refused(refusal: Refusal) -> Self {
+        Self {
+            answer: Err(refusal),
+            attempts: 0,
+            queued: Duration::ZERO,
+            upstream: Duration::ZERO,
+        }
+    }
+
+    /// What became of the money.
+    pub(crate) fn charge(&self) -> Charge {
+        self.answer
+            .as_ref()
+            .map_or_else(|refusal| refusal.charge, |answer| answer.charge)
+    }
 }
 
 /// Set once, when the create has ended.
@@ -88,12 +108,20 @@ impl Idempotency {
             }
             Entry::Occupied(mut old) => {
                 let outcome = Arc::new(watch::Sender::new(None));
-                old.insert(Kept { body: hash, outcome: Arc::clone(&outcome), since: now });
+                old.insert(Kept {
+                    body: hash,
+                    outcome: Arc::clone(&outcome),
+                    since: now,
+                });
                 Ok(Entered::First(outcome))
             }
             Entry::Vacant(free) => {
                 let outcome = Arc::new(watch::Sender::new(None));
-                free.insert(Kept { body: hash, outcome: Arc::clone(&outcome), since: now });
+                free.insert(Kept {
+                    body: hash,
+                    outcome: Arc::clone(&outcome),
+                    since: now,
+                });
                 Ok(Entered::First(outcome))
             }
         }
@@ -126,26 +154,52 @@ mod tests {
     use super::*;
 
     fn key(key: &str) -> Key {
-        Key { account: 0, client: 0, key: key.into() }
+        Key {
+            account: 0,
+            client: 0,
+            key: key.into(),
+        }
     }
 
     fn created() -> Arc<Created> {
-        let answer = Answer { status: StatusCode::CREATED, headers: HeaderMap::new(), body: Bytes::from_static(b"{}") };
-        let (queued, upstream) = (Duration::ZERO, Duration::ZERO);
-        Arc::new(Created { answer: Ok(answer), charge: Charge::Accepted, attempts: 1, queued, upstream })
+        let (status, charge) = (StatusCode::CREATED, Charge::Accepted);
+        let answer = Answer {
+            status,
+            headers: HeaderMap::new(),
+            body: Bytes::from_static(b"{}"),
+            charge,
+        };
+        Arc::new(Created {
+            answer: Ok(answer),
+            attempts: 1,
+            queued: Duration::ZERO,
+            upstream: Duration::ZERO,
+        })
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_same_key_and_body_get_the_first_answer_for_a_day() {
         let kept = Idempotency::default();
-        let Ok(Entered::First(sender)) = kept.enter(key("a"), b"body") else { panic!("the first") };
-        let Ok(Entered::Join(running)) = kept.enter(key("a"), b"body") else { panic!("joins") };
+        let Ok(Entered::First(sender)) = kept.enter(key("a"), b"body") else {
+            panic!("the first")
+        };
+        let Ok(Entered::Join(running)) = kept.enter(key("a"), b"body") else {
+            panic!("joins")
+        };
         sender.send_replace(Some(created()));
         assert!(outcome(running).await.is_some());
-        let Ok(Entered::Join(again)) = kept.enter(key("a"), b"body") else { panic!("again") };
-        assert_eq!(outcome(again).await.expect("there").charge, Charge::Accepted);
-        assert!(matches!(kept.enter(key("a"), b"other"), Err(Rejection::IdempotencyMismatch)));
-        assert!(matches!(kept.enter(Key { client: 1, ..key("a") }, b"other"), Ok(Entered::First(_))));
+        let Ok(Entered::Join(again)) = kept.enter(key("a"), b"body") else {
+            panic!("again")
+        };
+        assert_eq!(outcome(again).await.expect("there").charge(), Charge::Accepted);
+        assert!(matches!(
+            kept.enter(key("a"), b"other"),
+            Err(Rejection::IdempotencyMismatch)
+        ));
+        assert!(matches!(
+            kept.enter(Key { client: 1, ..key("a") }, b"other"),
+            Ok(Entered::First(_))
+        ));
         tokio::time::advance(KEPT_FOR).await;
         assert!(matches!(kept.enter(key("a"), b"other"), Ok(Entered::First(_))));
     }
@@ -153,7 +207,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_create_that_cost_nothing_is_forgotten_and_the_number_kept_is_bounded() {
         let kept = Idempotency::default();
-        let Ok(Entered::First(sender)) = kept.enter(key("a"), b"body") else { panic!("the first") };
+        let Ok(Entered::First(sender)) = kept.enter(key("a"), b"body") else {
+            panic!("the first")
+        };
         kept.forget(&key("a"), &sender);
         assert!(matches!(kept.enter(key("a"), b"other"), Ok(Entered::First(_))));
         for n in 0..MOST_KEPT + 5 {

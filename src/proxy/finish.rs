@@ -40,7 +40,12 @@ pub(crate) struct Record {
 impl Finish {
     pub(crate) fn new(metrics: Arc<Metrics>, record: Record) -> Self {
         metrics.in_flight.inc();
-        Self { metrics, begun: Instant::now(), record, whole: false }
+        Self {
+            metrics,
+            begun: Instant::now(),
+            record,
+            whole: false,
+        }
     }
 
     /// A piece of the body was passed on.
@@ -58,7 +63,13 @@ impl Drop for Finish {
     fn drop(&mut self) {
         let record = &self.record;
         self.metrics.in_flight.dec();
-        self.metrics.finished(record.class, record.status, record.code, record.queued, self.begun.elapsed());
+        self.metrics.finished(
+            record.class,
+            record.status,
+            record.code,
+            record.queued,
+            self.begun.elapsed(),
+        );
         tracing::info!(
             target: "sluicegate::request",
             request_id = record.request_id,

@@ -60,7 +60,11 @@ pub(crate) struct Outbound<'a> {
 /// Turns a caller's fields into those of the attempt.
 pub(crate) fn prepare(headers: &mut HeaderMap, out: Outbound<'_>) {
     strip_hop_by_hop(headers);
-    let own = if out.key.is_none() { headers.remove(header::AUTHORIZATION) } else { None };
+    let own = if out.key.is_none() {
+        headers.remove(header::AUTHORIZATION)
+    } else {
+        None
+    };
     for name in &CREDENTIALS {
         headers.remove(name);
     }
@@ -88,7 +92,11 @@ pub(crate) fn random_id() -> String {
 /// The caller's request id if it is fit to be logged, else a new one.
 pub(crate) fn request_id(headers: &HeaderMap) -> String {
     let fit = |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
-    headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(fit).map_or_else(random_id, str::to_owned)
+    headers
+        .get(REQUEST_ID)
+        .and_then(|id| id.to_str().ok())
+        .filter(fit)
+        .map_or_else(random_id, str::to_owned)
 }
 
 #[cfg(test)]
@@ -107,7 +115,15 @@ mod tests {
         let mut headers = map(pairs);
         let host = HeaderValue::from_static("api.example.test");
         let key = key.map(|key| (HeaderName::from_static("x-api-key"), HeaderValue::from_static(key)));
-        prepare(&mut headers, Outbound { host: &host, key, plain_answer: true, idempotency_key: None });
+        prepare(
+            &mut headers,
+            Outbound {
+                host: &host,
+                key,
+                plain_answer: true,
+                idempotency_key: None,
+            },
+        );
         headers
     }
 
@@ -122,8 +138,12 @@ mod tests {
             ("sluicegate-token", "d"),
             ("accept", "*/*"),
         ];
-        let expected =
-            map(&[("host", "api.example.test"), ("accept", "*/*"), ("accept-encoding", "identity"), ("x-api-key", "key")]);
+        let expected = map(&[
+            ("host", "api.example.test"),
+            ("accept", "*/*"),
+            ("accept-encoding", "identity"),
+            ("x-api-key", "key"),
+        ]);
         assert_eq!(prepared(&brought, Some("key")), expected);
     }
 

@@ -15,8 +15,13 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const GOOGLE_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 
 /// Every header that may carry a caller's credential.
-pub(crate) const CREDENTIALS: [HeaderName; 5] =
-    [OWN_TOKEN, API_KEY, header::AUTHORIZATION, GOOGLE_KEY, header::PROXY_AUTHORIZATION];
+pub(crate) const CREDENTIALS: [HeaderName; 5] = [
+    OWN_TOKEN,
+    API_KEY,
+    header::AUTHORIZATION,
+    GOOGLE_KEY,
+    header::PROXY_AUTHORIZATION,
+];
 
 /// The clients of this proxy.
 pub(crate) struct Clients {
@@ -28,7 +33,11 @@ pub(crate) struct Clients {
 impl Clients {
     /// No clients in the configuration: everyone is `local`.
     pub(crate) fn new(clients: &[config::Client]) -> Self {
-        let by_token = clients.iter().enumerate().map(|(index, client)| (hash(client.token.expose()), index)).collect();
+        let by_token = clients
+            .iter()
+            .enumerate()
+            .map(|(index, client)| (hash(client.token.expose()), index))
+            .collect();
         let mut names: Vec<String> = clients.iter().map(|client| client.name.clone()).collect();
         if names.is_empty() {
             names.push("local".into());
@@ -46,8 +55,15 @@ impl Clients {
             let (scheme, token) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
         });
-        let keys = query.into_iter().flat_map(parameters).filter(|(_, name, _)| *name == "key");
-        let candidates = text(&OWN_TOKEN).chain(text(&API_KEY)).chain(bearer).chain(text(&GOOGLE_KEY)).map(Cow::Borrowed);
+        let keys = query
+            .into_iter()
+            .flat_map(parameters)
+            .filter(|(_, name, _)| *name == "key");
+        let candidates = text(&OWN_TOKEN)
+            .chain(text(&API_KEY))
+            .chain(bearer)
+            .chain(text(&GOOGLE_KEY))
+            .map(Cow::Borrowed);
         let candidates = candidates.chain(keys.map(|(_, _, value)| percent_decode(value)));
         let mut found = None;
         for candidate in candidates {
@@ -84,7 +100,10 @@ pub(crate) fn without_key(query: &str) -> Option<String> {
     if !parameters(query).any(|(_, name, _)| name == "key") {
         return None;
     }
-    let kept: Vec<&str> = parameters(query).filter(|(_, name, _)| *name != "key").map(|(whole, _, _)| whole).collect();
+    let kept: Vec<&str> = parameters(query)
+        .filter(|(_, name, _)| *name != "key")
+        .map(|(whole, _, _)| whole)
+        .collect();
     Some(kept.join("&"))
 }
 
@@ -103,7 +122,10 @@ fn percent_decode(text: &str) -> Cow<'_, str> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {
-        let hex = tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok()).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let hex = tail
+            .get(..2)
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
         match (first, hex) {
             (b'%', Some(byte)) => {
                 bytes.push(byte);
@@ -162,11 +184,23 @@ mod tests {
 
     #[test]
     fn a_placeholder_beside_a_token_is_ignored_but_two_clients_are_refused() {
-        assert_eq!(who(&[("x-api-key", "sk-placeholder"), ("sluicegate-token", "web token")], None), Ok(0));
+        assert_eq!(
+            who(
+                &[("x-api-key", "sk-placeholder"), ("sluicegate-token", "web token")],
+                None
+            ),
+            Ok(0)
+        );
         let two = [("x-api-key", "batch-token"), ("sluicegate-token", "web token")];
         assert_eq!(who(&two, None), Err(Rejection::AmbiguousCredentials));
-        assert_eq!(who(&[("authorization", "Bearer nobody")], None), Err(Rejection::Unauthorized));
-        assert_eq!(who(&[("authorization", "Basic batch-token")], None), Err(Rejection::Unauthorized));
+        assert_eq!(
+            who(&[("authorization", "Bearer nobody")], None),
+            Err(Rejection::Unauthorized)
+        );
+        assert_eq!(
+            who(&[("authorization", "Basic batch-token")], None),
+            Err(Rejection::Unauthorized)
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -141,7 +141,11 @@ impl Jobs {
     pub(crate) fn restore(&self, known: Known, accounts: &[Arc<Account>]) {
         let now = Instant::now();
         let owner = |origin: &Origin| Owner {
-            account: self.accounts.iter().position(|name| *name == origin.account).unwrap_or(0),
+            account: self
+                .accounts
+                .iter()
+                .position(|name| *name == origin.account)
+                .unwrap_or(0),
             client: self.clients.iter().position(|name| *name == origin.client).unwrap_or(0),
         };
         let wall = unix_ms(self.clock.wall());
@@ -175,7 +179,15 @@ impl Jobs {
             Some(journal) => journal.sending(self.origin(owner, &model)),
             None => self.unnamed.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
         };
-        Pending { jobs: Arc::clone(self), slot: Some(slot), n, owner, model, unknown: false, sent: false }
+        Pending {
+            jobs: Arc::clone(self),
+            slot: Some(slot),
+            n,
+            owner,
+            model,
+            unknown: false,
+            sent: false,
+        }
     }
 
     fn origin(&self, owner: Owner, model: &str) -> Origin {
@@ -198,7 +210,14 @@ impl Jobs {
     }
 
     /// An answer to a status request, whoever asked; `by_client` if it was not the proxy itself.
-    pub(crate) fn saw_status(&self, id: &str, asker: (Owner, &Arc<Account>), status: StatusCode, body: &[u8], by_client: bool) {
+    pub(crate) fn saw_status(
+        &self,
+        id: &str,
+        asker: (Owner, &Arc<Account>),
+        status: StatusCode,
+        body: &[u8],
+        by_client: bool,
+    ) {
         if status == StatusCode::NOT_FOUND || status == StatusCode::GONE {
             return self.end(id, "gone");
         }
@@ -206,11 +225,17 @@ impl Jobs {
             return;
         }
         let Some(answer) = self.protocol.read(body) else {
-            tracing::warn!(job = id, "a status answer is not about a job: passed on, the job is kept");
+            tracing::warn!(
+                job = id,
+                "a status answer is not about a job: passed on, the job is kept"
+            );
             return;
         };
         if answer.id.as_deref().is_some_and(|other| other != id) {
-            tracing::warn!(job = id, "a status answer names another job: passed on, the job is kept");
+            tracing::warn!(
+                job = id,
+                "a status answer names another job: passed on, the job is kept"
+            );
             return;
         }
         if answer.ended {
@@ -228,7 +253,13 @@ impl Jobs {
         if answer.status.is_some() {
             // Started past this proxy, or before it knew: the upstream counts it, so we do.
             let (owner, account) = asker;
-            self.insert(id, owner, "unknown".into(), account.adopt(owner.client), answer.status.unwrap_or_default());
+            self.insert(
+                id,
+                owner,
+                "unknown".into(),
+                account.adopt(owner.client),
+                answer.status.unwrap_or_default(),
+            );
             if let Some(journal) = &self.journal {
                 journal.seen(id, self.origin(owner, "unknown"));
             }
@@ -239,7 +270,10 @@ impl Jobs {
     pub(crate) fn saw_cancel(&self, id: &str, status: StatusCode, body: &[u8]) {
         let gone = status == StatusCode::NOT_FOUND || status == StatusCode::GONE;
         // The shape of a successful answer is not documented: only a status that says otherwise keeps the job.
-        let runs_on = self.protocol.read(body).is_some_and(|answer| answer.status.is_some() && !answer.ended);
+        let runs_on = self
+            .protocol
+            .read(body)
+            .is_some_and(|answer| answer.status.is_some() && !answer.ended);
         if gone || (status.is_success() && !runs_on) {
             self.end(id, "cancelled");
         }
@@ -247,7 +281,15 @@ impl Jobs {
 
     fn insert(&self, id: &str, owner: Owner, model: Arc<str>, slot: Slot, status: String) {
         let now = Instant::now();
-        let job = Job { owner, model, slot: Some(slot), started: now, status, seen: now, looks: 0 };
+        let job = Job {
+            owner,
+            model,
+            slot: Some(slot),
+            started: now,
+            status,
+            seen: now,
+            looks: 0,
+        };
         let doubled = match self.table.entry(id.to_owned()) {
             Entry::Occupied(mut known) if known.get().slot.is_some() => {
                 // The same id again: it is one job, and the slot it holds is enough.
@@ -292,7 +334,10 @@ impl Jobs {
     }
 
     fn hold(&self, n: u64, slot: Slot) {
-        self.uncertain.lock().unwrap_or_else(PoisonError::into_inner).insert(n, slot);
+        self.uncertain
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(n, slot);
         self.schedule(Instant::now() + self.settings.uncertain, Due::Certain(n));
     }
 
@@ -339,11 +384,6 @@ impl Jobs {
     pub(crate) fn uncertain(&self) -> usize {
         self.uncertain.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
-
-    /// The wall clock, for what is written down.
-    pub(crate) fn wall(&self) -> SystemTime {
-        self.clock.wall()
-    }
 }
 
 /// A create between its first attempt and its outcome. Dropped without one, it keeps its slot if something may have been carried out.
@@ -387,13 +427,16 @@ impl Pending {
                 tracing::warn!("a create was answered without a job id: its slot is held for jobs.uncertain");
                 return Charge::Unknown;
             };
-            let Some(slot) = self.slot.take() else { return Charge::Unknown };
+            let Some(slot) = self.slot.take() else {
+                return Charge::Unknown;
+            };
             self.unknown = false;
             if let Some(journal) = &self.jobs.journal {
                 journal.started(self.n, &id);
             }
             let status = answer.status.unwrap_or_else(|| "accepted".into());
-            self.jobs.insert(&id, self.owner, Arc::clone(&self.model), slot, status.clone());
+            self.jobs
+                .insert(&id, self.owner, Arc::clone(&self.model), slot, status.clone());
             if answer.ended {
                 self.jobs.end(&id, &status);
             }

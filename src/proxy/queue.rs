@@ -250,6 +250,21 @@ impl Account {
         }
     }
 
+    /// A turn that spends nothing: the plan does not count this call.
+    pub(crate) fn unmetered(self: &Arc<Self>, client: usize) -> Turn {
+        let permit = Permit {
+            account: Arc::clone(self),
+            client,
+            claim: Claim { probe: false },
+            stage: Stage::Unmetered,
+        };
+        Turn {
+            permit,
+            slot: None,
+            seq: 0,
+        }
+    }
+
     fn make_turn(self: &Arc<Self>, ticket: Ticket, need: Need, claim: Claim) -> Turn {
         let permit = Permit {
             account: Arc::clone(self),
@@ -454,6 +469,7 @@ enum Stage {
     Reserved,
     Sent(Option<Stamp>),
     Done,
+    Unmetered,
 }
 
 /// Permission for one attempt. Dropped before the attempt is sent, it gives everything back; dropped after, the attempt keeps its place
@@ -467,8 +483,16 @@ pub(crate) struct Permit {
 }
 
 impl Permit {
+    /// The attempt is counted.
+    pub(crate) fn is_metered(&self) -> bool {
+        !matches!(self.stage, Stage::Unmetered)
+    }
+
     /// The head is being written.
     pub(crate) fn sent(&mut self) {
+        if !self.is_metered() {
+            return;
+        }
         let now = Instant::now();
         let mut book = self.account.book();
         let stamp = book.quota.sent(now);
@@ -518,7 +542,7 @@ impl Drop for Permit {
                 book.clients.0[self.client].share.refund();
             }),
             Stage::Sent(_) => self.account.change(|book| book.quota.lost(self.claim, now)),
-            Stage::Done => {}
+            Stage::Done | Stage::Unmetered => {}
         }
     }
 }
@@ -534,18 +558,6 @@ impl std::fmt::Debug for Permit {
 pub(crate) struct Slot {
     account: Arc<Account>,
     client: usize,
-}
-
-impl Slot {
-    /// The client whose job it is.
-    pub(crate) fn client(&self) -> usize {
-        self.client
-    }
-
-    /// The account it belongs to.
-    pub(crate) fn account(&self) -> &Arc<Account> {
-        &self.account
-    }
 }
 
 impl Drop for Slot {

@@ -25,7 +25,10 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// The upstream's own limits, under names that cannot be taken for ours.
 const UPSTREAM_LIMITS: [(HeaderName, HeaderName); 3] = [
     (LIMIT, HeaderName::from_static("sluicegate-upstream-ratelimit-limit")),
-    (REMAINING, HeaderName::from_static("sluicegate-upstream-ratelimit-remaining")),
+    (
+        REMAINING,
+        HeaderName::from_static("sluicegate-upstream-ratelimit-remaining"),
+    ),
     (RESET, HeaderName::from_static("sluicegate-upstream-ratelimit-reset")),
 ];
 
@@ -77,7 +80,12 @@ pub(crate) fn tell(headers: &mut HeaderMap, told: &Told<'_>) {
     let _ = write!(text, "\"requests\";q={};w={window}", view.limit);
     set(headers, RATE_LIMIT_POLICY, &text);
     text.clear();
-    let _ = write!(text, "\"requests\";r={};t={}", view.remaining, view.reset_in.as_secs_f64().ceil());
+    let _ = write!(
+        text,
+        "\"requests\";r={};t={}",
+        view.remaining,
+        view.reset_in.as_secs_f64().ceil()
+    );
     set(headers, RATE_LIMIT, &text);
 }
 
@@ -131,7 +139,10 @@ pub(crate) enum Cut {
 impl RelayBody {
     /// A body held whole.
     pub(crate) fn whole(bytes: Bytes, finish: Finish) -> Self {
-        Self { source: Source::Whole((!bytes.is_empty()).then_some(bytes)), finish: Some(finish) }
+        Self {
+            source: Source::Whole((!bytes.is_empty()).then_some(bytes)),
+            finish: Some(finish),
+        }
     }
 
     /// A body still coming; `prefix` has been read already.
@@ -140,8 +151,17 @@ impl RelayBody {
             back.whole();
             return Self::whole(Bytes::new(), finish);
         }
-        let relay = Relay { prefix, rest, back: Some(back), idle, sleep: None };
-        Self { source: Source::Stream(Box::new(relay)), finish: Some(finish) }
+        let relay = Relay {
+            prefix,
+            rest,
+            back: Some(back),
+            idle,
+            sleep: None,
+        };
+        Self {
+            source: Source::Stream(Box::new(relay)),
+            finish: Some(finish),
+        }
     }
 
     fn end(&mut self) {
@@ -253,7 +273,12 @@ mod tests {
         headers.insert(REMAINING, HeaderValue::from_static("7"));
         headers.insert("keep-alive", HeaderValue::from_static("timeout=5"));
         clean(&mut headers);
-        let view = View { limit: 60, window: Duration::from_secs(60), remaining: 3, reset_in: Duration::from_millis(1500) };
+        let view = View {
+            limit: 60,
+            window: Duration::from_secs(60),
+            remaining: 3,
+            reset_in: Duration::from_millis(1500),
+        };
         let told = Told {
             request_id: "r1",
             queued: Duration::from_millis(12),
@@ -267,7 +292,10 @@ mod tests {
         let expected = [
             ("sluicegate-upstream-ratelimit-remaining", "7"),
             ("x-request-id", "r1"),
-            ("server-timing", "queue;dur=12.0, upstream;dur=340.0, attempts;desc=\"2\""),
+            (
+                "server-timing",
+                "queue;dur=12.0, upstream;dur=340.0, attempts;desc=\"2\"",
+            ),
             ("sluicegate-charge", "accepted"),
             ("x-ratelimit-limit", "60"),
             ("x-ratelimit-remaining", "3"),

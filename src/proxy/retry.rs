@@ -6,19 +6,21 @@ use bytes::{Bytes, BytesMut};
 use http::{Request, StatusCode, Uri, Version, response, uri};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config::{self, RetryCreates};
 
-use super::Worker;
 use super::body::{Held, Trouble};
 use super::classify::Call;
+use super::create::Outcome as Outcomes;
 use super::jobs::{Pending, may_have_been_done};
-use super::queue::{Ask, Class, NoTurn, Permit, Turn};
+use super::queue::{Ask, Class, Permit};
 use super::quota::Refused;
 use super::quota::feedback::Feedback;
 use super::rejection::{Rejection, Unreachable};
 use super::upstream::{Return, SendError};
+use super::{Worker, gone};
 
 pub(crate) use self::budget::Budget;
 
@@ -78,15 +80,26 @@ impl config::Retry {
         if tried.outcome == Outcome::Answer(StatusCode::TOO_MANY_REQUESTS) {
             return Next::Turn;
         }
-        let doubled = self.initial_backoff.saturating_mul(2_u32.saturating_pow(tried.attempt - 1));
-        let wait = doubled.min(self.max_backoff).mul_f64(dice).max(tried.retry_after.unwrap_or_default());
-        if wait > tried.left || !budget() { Next::Stop } else { Next::After(wait) }
+        let doubled = self
+            .initial_backoff
+            .saturating_mul(2_u32.saturating_pow(tried.attempt - 1));
+        let wait = doubled
+            .min(self.max_backoff)
+            .mul_f64(dice)
+            .max(tried.retry_after.unwrap_or_default());
+        if wait > tried.left || !budget() {
+            Next::Stop
+        } else {
+            Next::After(wait)
+        }
     }
 
     fn may_repeat(&self, tried: Tried) -> bool {
         let listed = |status| self.statuses.contains(&status);
         match (tried.repeatable, self.creates, tried.outcome) {
-            (true, _, Outcome::Answer(status)) | (false, RetryCreates::Documented, Outcome::Answer(status)) => listed(status),
+            (true, _, Outcome::Answer(status)) | (false, RetryCreates::Documented, Outcome::Answer(status)) => {
+                listed(status)
+            }
             (true, _, Outcome::Unsent | Outcome::Silent) => true,
             (false, RetryCreates::Safe, Outcome::Answer(status)) => {
                 listed(status) && matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
@@ -111,7 +124,11 @@ pub(crate) enum ReplyBody {
     /// Read whole.
     Whole(Bytes),
     /// Still coming: what was read, the rest, and what becomes of the connection after it.
-    Stream { prefix: Bytes, rest: Incoming, back: Return },
+    Stream {
+        prefix: Bytes,
+        rest: Incoming,
+        back: Return,
+    },
 }
 
 impl ReplyBody {
@@ -135,6 +152,8 @@ pub(crate) struct Sending<'a> {
     pub(crate) head: http::request::Parts,
     pub(crate) held: Held,
     pub(crate) pending: Option<&'a mut Pending>,
+    /// Watched between attempts: nobody pays for another one that nobody waits for.
+    pub(crate) caller: Option<&'a watch::Sender<Outcomes>>,
 }
 
 struct Failed {
@@ -144,20 +163,22 @@ struct Failed {
 
 impl Sending<'_> {
     /// Sends with retries. Every attempt but the first waits for its own turn.
-    pub(crate) async fn send(mut self, turn: Turn) -> Result<Reply, Rejection> {
+    pub(crate) async fn send(mut self, mut permit: Permit, seq: u64) -> Result<Reply, Rejection> {
         let app = &self.worker.app;
         let begun = Instant::now();
         let attempt_timeout = app.attempt_timeout(self.call.family);
         let deadline = begun + app.total_timeout.max(attempt_timeout);
-        let seq = turn.seq;
-        let mut permit = turn.permit;
         app.account(self.account).budget().first(begun);
+        let metered = permit.is_metered();
         for attempt in 1.. {
             let until = deadline.min(Instant::now() + attempt_timeout);
             let result = self.attempt(permit, until, attempt, attempt_timeout).await;
             let now = Instant::now();
             let (outcome, retry_after) = match &result {
-                Ok(reply) => (Outcome::Answer(reply.head.status), Feedback::read(&reply.head.headers, app.clock.wall()).retry_after),
+                Ok(reply) => (
+                    Outcome::Answer(reply.head.status),
+                    Feedback::read(&reply.head.headers, app.clock.wall()).retry_after,
+                ),
                 Err(failed) => (failed.outcome, None),
             };
             app.metrics.attempt(self.account, self.call.class, outcome);
@@ -170,27 +191,53 @@ impl Sending<'_> {
                 left: deadline.saturating_duration_since(now),
             };
             let account = app.account(self.account);
-            let next = app.retry.next(tried, fastrand::f64(), || account.budget().withdraw(now));
+            let next = app
+                .retry
+                .next(tried, fastrand::f64(), || account.budget().withdraw(now));
             if next == Next::Stop {
                 return self.finish(result, attempt, begun);
             }
             app.metrics.retry(self.account, outcome);
             let kept = keep(result).await;
-            if let Next::After(wait) = next {
-                tokio::time::sleep(wait).await;
-            }
-            let ask = Ask { client: self.client, class: self.call.class, slot: false, again: Some(seq), deadline };
-            permit = match account.queue.turn(ask).await {
-                Ok(turn) => turn.permit,
-                Err(no_turn) => return self.out_of_time(kept, no_turn, attempt, begun),
+            let ask = Ask {
+                client: self.client,
+                class: self.call.class,
+                slot: false,
+                again: Some(seq),
+                deadline,
             };
+            let again = async {
+                match next {
+                    Next::After(wait) => tokio::time::sleep(wait).await,
+                    Next::Turn if !metered => tokio::time::sleep(retry_after.unwrap_or(app.retry.max_backoff)).await,
+                    Next::Turn | Next::Stop => {}
+                }
+                if metered {
+                    account.queue.turn(ask).await.ok()
+                } else {
+                    Some(account.queue.unmetered(self.client))
+                }
+            };
+            let turn = tokio::select! {
+                turn = again => turn,
+                () = gone(self.caller) => None,
+            };
+            // The deadline came first, or the caller left: the last answer is passed on, if there was one.
+            let Some(turn) = turn else {
+                return self.finish(kept, attempt, begun);
+            };
+            permit = turn.permit;
         }
         Err(Rejection::Internal)
     }
 
     fn finish(&self, result: Result<Reply, Failed>, attempts: u32, begun: Instant) -> Result<Reply, Rejection> {
         match result {
-            Ok(reply) => Ok(Reply { attempts, upstream: begun.elapsed(), ..reply }),
+            Ok(reply) => Ok(Reply {
+                attempts,
+                upstream: begun.elapsed(),
+                ..reply
+            }),
             Err(failed) => Err(match failed.rejection {
                 Rejection::UpstreamUnreachable { reason, .. } => Rejection::UpstreamUnreachable { reason, attempts },
                 Rejection::OutcomeUnknown { .. } => Rejection::OutcomeUnknown { attempts },
@@ -200,19 +247,13 @@ impl Sending<'_> {
         }
     }
 
-    /// The deadline came while waiting for another attempt: the last answer is passed on, if there was one.
-    fn out_of_time(
-        &self,
-        kept: Result<Reply, Failed>,
-        no_turn: NoTurn,
-        attempts: u32,
-        begun: Instant,
-    ) -> Result<Reply, Rejection> {
-        tracing::debug!(?no_turn, attempts, "no turn for another attempt before the deadline");
-        self.finish(kept, attempts, begun)
-    }
-
-    async fn attempt(&mut self, mut permit: Permit, until: Instant, attempt: u32, timeout: Duration) -> Result<Reply, Failed> {
+    async fn attempt(
+        &mut self,
+        mut permit: Permit,
+        until: Instant,
+        attempt: u32,
+        timeout: Duration,
+    ) -> Result<Reply, Failed> {
         let trouble = Trouble::default();
         let fresh = self.call.class == Class::Create;
         for reconnect in 1.. {
@@ -222,7 +263,9 @@ impl Sending<'_> {
                 Ok(Err(failure)) => return Err(unsent(failure.0)),
                 Err(_) => return Err(unsent(Unreachable::Timeout)),
             };
-            let Some(body) = self.worker.app.bodies.send(&mut self.held, &trouble) else { break };
+            let Some(body) = self.worker.app.bodies.send(&mut self.held, &trouble) else {
+                break;
+            };
             let mut request = Request::new(body);
             *request.method_mut() = self.head.method.clone();
             *request.headers_mut() = self.head.headers.clone();
@@ -256,15 +299,24 @@ impl Sending<'_> {
                 Ok(Err(SendError::Silent(error))) => return Err(self.silent(&trouble, &error, attempt)),
                 Err(_) => {
                     let rejection = if self.call.repeatable {
-                        Rejection::UpstreamTimeout { after: timeout, attempts: attempt }
+                        Rejection::UpstreamTimeout {
+                            after: timeout,
+                            attempts: attempt,
+                        }
                     } else {
                         Rejection::OutcomeUnknown { attempts: attempt }
                     };
-                    return Err(Failed { outcome: Outcome::Silent, rejection });
+                    return Err(Failed {
+                        outcome: Outcome::Silent,
+                        rejection,
+                    });
                 }
             }
         }
-        Err(Failed { outcome: Outcome::Unsent, rejection: Rejection::Internal })
+        Err(Failed {
+            outcome: Outcome::Unsent,
+            rejection: Rejection::Internal,
+        })
     }
 
     /// Tells the books what the answer's head says.
@@ -277,7 +329,11 @@ impl Sending<'_> {
                 Some(left) => left > 0,
                 None => account.queue.jobs_are_at_the_limit(),
             };
-            if self.call.class == Class::Create && for_jobs { Refused::Jobs } else { Refused::Window }
+            if self.call.class == Class::Create && for_jobs {
+                Refused::Jobs
+            } else {
+                Refused::Window
+            }
         });
         if let Some(refused) = refused {
             app.metrics.upstream_429(self.account, refused);
@@ -297,25 +353,52 @@ impl Sending<'_> {
     }
 
     /// Reads the answers that tell of jobs; others are passed on as they come.
-    async fn read(&mut self, head: response::Parts, mut rest: Incoming, back: Return, timeout: Duration) -> Result<Reply, Failed> {
-        let reply = |head, body| Ok(Reply { head, body, attempts: 0, upstream: Duration::ZERO });
+    async fn read(
+        &mut self,
+        head: response::Parts,
+        mut rest: Incoming,
+        back: Return,
+        timeout: Duration,
+    ) -> Result<Reply, Failed> {
+        let reply = |head, body| {
+            Ok(Reply {
+                head,
+                body,
+                attempts: 0,
+                upstream: Duration::ZERO,
+            })
+        };
         if !self.call.observed() {
-            return reply(head, ReplyBody::Stream { prefix: Bytes::new(), rest, back });
+            return reply(
+                head,
+                ReplyBody::Stream {
+                    prefix: Bytes::new(),
+                    rest,
+                    back,
+                },
+            );
         }
         let idle = self.worker.app.idle_timeout.min(timeout);
-        match collect(&mut rest, idle, OBSERVED_BYTES).await {
+        let creates = self.call.class == Class::Create;
+        let max_body = usize::try_from(self.worker.app.max_body_bytes).unwrap_or(usize::MAX);
+        match collect(&mut rest, idle, if creates { max_body } else { OBSERVED_BYTES }).await {
             Collected::Whole(bytes) => {
                 back.whole();
                 reply(head, ReplyBody::Whole(bytes))
             }
+            Collected::Longer(_) if creates => Err(Failed {
+                outcome: Outcome::Silent,
+                rejection: Rejection::BadUpstreamAnswer("it is longer than server.max_body"),
+            }),
             Collected::Longer(prefix) => reply(head, ReplyBody::Stream { prefix, rest, back }),
             Collected::Broken if self.call.repeatable => Err(Failed {
                 outcome: Outcome::Silent,
                 rejection: Rejection::BadUpstreamAnswer("it broke off before its end"),
             }),
-            Collected::Broken if head.status.is_success() || may_have_been_done(head.status) => {
-                Err(Failed { outcome: Outcome::Silent, rejection: Rejection::OutcomeUnknown { attempts: 0 } })
-            }
+            Collected::Broken if head.status.is_success() || may_have_been_done(head.status) => Err(Failed {
+                outcome: Outcome::Silent,
+                rejection: Rejection::OutcomeUnknown { attempts: 0 },
+            }),
             // A refusal whose explanation broke off is still a refusal.
             Collected::Broken => reply(head, ReplyBody::Whole(Bytes::new())),
         }
@@ -327,7 +410,10 @@ impl Sending<'_> {
             if let Some(pending) = &mut self.pending {
                 pending.not_done();
             }
-            return Failed { outcome: Outcome::Silent, rejection };
+            return Failed {
+                outcome: Outcome::Silent,
+                rejection,
+            };
         }
         if refused_stream(error) {
             if let Some(pending) = &mut self.pending {
@@ -341,12 +427,18 @@ impl Sending<'_> {
         } else {
             Rejection::OutcomeUnknown { attempts: attempt }
         };
-        Failed { outcome: Outcome::Silent, rejection }
+        Failed {
+            outcome: Outcome::Silent,
+            rejection,
+        }
     }
 }
 
 fn unsent(reason: Unreachable) -> Failed {
-    Failed { outcome: Outcome::Unsent, rejection: Rejection::UpstreamUnreachable { reason, attempts: 0 } }
+    Failed {
+        outcome: Outcome::Unsent,
+        rejection: Rejection::UpstreamUnreachable { reason, attempts: 0 },
+    }
 }
 
 /// HTTP/2 says so itself when a stream was never processed (RFC 9113 §8.7).
@@ -415,7 +507,12 @@ impl Target {
         let authority = url.authority()?.clone();
         let host = http::HeaderValue::from_str(authority.as_str()).ok()?;
         let prefix = url.path().trim_end_matches('/').to_owned();
-        Some(Self { scheme: url.scheme()?.clone(), authority, host, prefix })
+        Some(Self {
+            scheme: url.scheme()?.clone(),
+            authority,
+            host,
+            prefix,
+        })
     }
 
     /// The target of an attempt: the caller's path and query byte for byte, below the upstream's prefix.
@@ -449,7 +546,9 @@ mod tests {
             max_attempts: NonZeroU32::new(4).expect("not zero"),
             initial_backoff: Duration::from_secs(1),
             max_backoff: Duration::from_secs(30),
-            statuses: [408, 429, 500, 502, 503, 504].map(|code| StatusCode::from_u16(code).expect("a status")).to_vec(),
+            statuses: [408, 429, 500, 502, 503, 504]
+                .map(|code| StatusCode::from_u16(code).expect("a status"))
+                .to_vec(),
             creates,
             budget: 0.2,
             budget_floor: 10,
@@ -458,7 +557,14 @@ mod tests {
 
     fn tried(outcome: Outcome, repeatable: bool) -> Tried {
         let left = Duration::from_secs(100);
-        Tried { attempt: 1, outcome, repeatable, replayable: true, retry_after: None, left }
+        Tried {
+            attempt: 1,
+            outcome,
+            repeatable,
+            replayable: true,
+            retry_after: None,
+            left,
+        }
     }
 
     fn status(code: u16) -> Outcome {
@@ -497,15 +603,28 @@ mod tests {
         ];
         for (creates, expected) in table {
             let outcomes = [status(429), status(503), status(500), Outcome::Unsent];
-            assert_eq!(outcomes.map(|outcome| again(creates, tried(outcome, false))), expected, "{creates:?}");
+            assert_eq!(
+                outcomes.map(|outcome| again(creates, tried(outcome, false))),
+                expected,
+                "{creates:?}"
+            );
         }
     }
 
     #[test]
     fn attempts_deadline_and_body_end_the_call() {
-        let last = Tried { attempt: 4, ..tried(status(503), true) };
-        let long = Tried { retry_after: Some(Duration::from_secs(101)), ..tried(status(429), true) };
-        let gone = Tried { replayable: false, ..tried(status(503), true) };
+        let last = Tried {
+            attempt: 4,
+            ..tried(status(503), true)
+        };
+        let long = Tried {
+            retry_after: Some(Duration::from_secs(101)),
+            ..tried(status(429), true)
+        };
+        let gone = Tried {
+            replayable: false,
+            ..tried(status(503), true)
+        };
         for stop in [last, long, gone] {
             assert!(!again(RetryCreates::Documented, stop));
         }
@@ -538,6 +657,9 @@ mod tests {
         let target = Target::new(&"https://api.example.test/base/".parse().expect("a URL")).expect("a target");
         let uri = target.origin_form("/v1/a%2Fb/x:y//z", Some("q=%41&&")).expect("valid");
         assert_eq!(uri, "/base/v1/a%2Fb/x:y//z?q=%41&&");
-        assert_eq!(target.absolute(&uri), "https://api.example.test/base/v1/a%2Fb/x:y//z?q=%41&&");
+        assert_eq!(
+            target.absolute(&uri),
+            "https://api.example.test/base/v1/a%2Fb/x:y//z?q=%41&&"
+        );
     }
 }

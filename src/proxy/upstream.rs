@@ -4,7 +4,6 @@
 //! out. Those two needs are why this is not a client library's pool; its rules are kept: idle connections expire, a connection whose
 //! answer was cut is never used again, and only what was never written is sent again unasked.
 
-
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +20,7 @@ use super::rejection::Unreachable;
 use self::connect::{Connect, Failure};
 
 /// Opening connections.
-pub mod connect;
+pub(crate) mod connect;
 
 /// Below the 60 s after which common load balancers close an idle connection.
 const IDLE_FOR: Duration = Duration::from_secs(50);
@@ -55,7 +54,11 @@ impl Drop for Abort {
 
 impl Upstream {
     pub(crate) fn new(connector: Arc<dyn Connect>) -> Self {
-        Self { connector, idle: Arc::default(), h2: Mutex::new(None) }
+        Self {
+            connector,
+            idle: Arc::default(),
+            h2: Mutex::new(None),
+        }
     }
 
     /// A connection ready for one request. `fresh` refuses those that have been idle for a while.
@@ -87,7 +90,11 @@ impl Upstream {
                 tracing::debug!(%error, "connection to the upstream ended");
             }
         });
-        let lease = Lease { sender, task: Abort(task.abort_handle()), pool: Arc::clone(&self.idle) };
+        let lease = Lease {
+            sender,
+            task: Abort(task.abort_handle()),
+            pool: Arc::clone(&self.idle),
+        };
         Ok(Connection(Kind::H1(lease)))
     }
 
@@ -105,7 +112,11 @@ impl Upstream {
         }
         let Idle { sender, task, .. } = idle.remove(newest);
         idle.retain(|idle| !idle.sender.is_closed() && now - idle.since < IDLE_FOR);
-        Some(Connection(Kind::H1(Lease { sender, task, pool: Arc::clone(&self.idle) })))
+        Some(Connection(Kind::H1(Lease {
+            sender,
+            task,
+            pool: Arc::clone(&self.idle),
+        })))
     }
 }
 
@@ -171,8 +182,11 @@ impl Return {
         }
         let mut idle = lease.pool.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < MAX_IDLE {
-            idle.push(Idle { sender: lease.sender, task: lease.task, since: Instant::now() });
+            idle.push(Idle {
+                sender: lease.sender,
+                task: lease.task,
+                since: Instant::now(),
+            });
         }
     }
 }
-

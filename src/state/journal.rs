@@ -132,7 +132,7 @@ impl Journal {
             open.append(Line::Seen {
                 id: id.to_owned(),
                 origin,
-            })
+            });
         });
     }
 

@@ -43,6 +43,7 @@ pub struct Failure(pub(crate) Unreachable);
 
 impl Failure {
     /// The connection was refused or broke: for connectors that tests bring.
+    #[must_use]
     pub fn refused() -> Self {
         Self(Unreachable::Refused)
     }
@@ -60,7 +61,12 @@ pub(crate) struct Network {
 impl Network {
     /// For an `http` or `https` URL with a host.
     pub(crate) fn new(url: &http::Uri, http2: Http2, timeout: Duration) -> io::Result<Self> {
-        let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = url
+            .host()
+            .unwrap_or_default()
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
         let secure = url.scheme_str() == Some("https");
         let tls = if secure {
             let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
@@ -69,7 +75,13 @@ impl Network {
             None
         };
         let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        Ok(Self { host, port, tls, timeout, prior_knowledge: http2 == Http2::Always })
+        Ok(Self {
+            host,
+            port,
+            tls,
+            timeout,
+            prior_knowledge: http2 == Http2::Always,
+        })
     }
 
     async fn open(&self) -> Result<Connected, Failure> {
@@ -79,7 +91,9 @@ impl Network {
         for address in addresses {
             match TcpStream::connect(address).await {
                 Ok(tcp) => return self.secure(tcp).await,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => refused = Failure(Unreachable::Refused),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    refused = Failure(Unreachable::Refused);
+                }
                 Err(_) => refused = Failure(Unreachable::Broken),
             }
         }
@@ -90,7 +104,10 @@ impl Network {
         // Without it, small writes wait for the peer's delayed acknowledgement: 41 ms a server-sent event.
         tcp.set_nodelay(true).map_err(|_| Failure(Unreachable::Broken))?;
         let Some((connector, name)) = &self.tls else {
-            return Ok(Connected { io: Box::new(tcp), h2: self.prior_knowledge });
+            return Ok(Connected {
+                io: Box::new(tcp),
+                h2: self.prior_knowledge,
+            });
         };
         let tls = connector.connect(name.clone(), tcp).await.map_err(|error| {
             tracing::warn!(%error, host = self.host, "TLS handshake with the upstream failed");
@@ -104,7 +121,9 @@ impl Network {
 impl Connect for Network {
     fn connect(&self) -> Connecting<'_> {
         Box::pin(async {
-            tokio::time::timeout(self.timeout, self.open()).await.unwrap_or(Err(Failure(Unreachable::Timeout)))
+            tokio::time::timeout(self.timeout, self.open())
+                .await
+                .unwrap_or(Err(Failure(Unreachable::Timeout)))
         })
     }
 }

@@ -1,0 +1,152 @@
+//! The operator's port: liveness, readiness, metrics, status and jobs. Reads only; nothing here changes state.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::protocol::Family;
+use crate::proxy::App;
+use crate::proxy::guard::Guard;
+use crate::proxy::rejection::Rejection;
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// One admin port.
+pub(crate) struct Admin {
+    pub(crate) app: Arc<App>,
+    pub(crate) guard: Guard,
+    /// Only probes and metrics, for whoever asks: no Host check, for probes come by address.
+    pub(crate) health_only: bool,
+}
+
+/// Serves until aborted.
+pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = connections.join_next() => continue,
+        };
+        let Ok((tcp, _)) = accepted else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let admin = Arc::clone(&admin);
+        connections.spawn(async move {
+            let service = service_fn(move |request| {
+                let admin = Arc::clone(&admin);
+                async move { Ok::<_, Infallible>(admin.answer(request)) }
+            });
+            let mut builder = http1::Builder::new();
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(Duration::from_secs(10));
+            // A scraper that hangs up early is no event.
+            let _ = builder.serve_connection(TokioIo::new(tcp), service).await;
+        });
+    }
+}
+
+impl Admin {
+    fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let (head, _) = request.into_parts();
+        if !self.health_only
+            && let Err(rejection) = self.guard.check(&head)
+        {
+            return rejection.response(Family::Native).map(Full::new);
+        }
+        if head.method != Method::GET && head.method != Method::HEAD {
+            return Rejection::MethodRefused("other than GET")
+                .response(Family::Native)
+                .map(Full::new);
+        }
+        let app = &self.app;
+        match (head.uri.path(), self.health_only) {
+            ("/livez", _) => text(StatusCode::OK, "text/plain", "alive\n"),
+            ("/readyz", _) if app.drain.is_cancelled() => {
+                text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "draining\n")
+            }
+            ("/readyz", _) => text(StatusCode::OK, "text/plain", "ready\n"),
+            ("/metrics", _) => text(StatusCode::OK, OPEN_METRICS, app.render_metrics()),
+            ("/api/v1/status", false) => text(StatusCode::OK, "application/json", status(app).to_string()),
+            ("/api/v1/jobs", false) => text(
+                StatusCode::OK,
+                "application/json",
+                json!({"jobs": app.jobs.views()}).to_string(),
+            ),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "text/plain",
+                "nothing here: /livez /readyz /metrics /api/v1/status /api/v1/jobs\n",
+            ),
+        }
+    }
+}
+
+fn text(status: StatusCode, form: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(form));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Limits, jobs and queue of every account.
+pub(crate) fn status(app: &App) -> Value {
+    let accounts = app.accounts.iter().map(|account| {
+        let now = account.queue.snapshot();
+        json!({
+            "name": account.name,
+            "plan": account.plan.name,
+            "requests": now.view.map(|view| json!({
+                "limit": view.limit,
+                "window_secs": view.window.as_secs_f64(),
+                "used": now.used,
+                "remaining": view.remaining,
+                "next_in_secs": view.reset_in.as_secs_f64(),
+            })),
+            "jobs": { "live": now.live, "limit": now.jobs_limit },
+            "waiting": now.waiting,
+            "paced": now.paced,
+            "drift": now.drift,
+            "attempts": now.attempts,
+        })
+    });
+    let clients = app.clients.names().iter().enumerate().map(|(client, name)| {
+        let (waiting, live) = app.accounts[app.account_of[client]].queue.client_snapshot(client);
+        json!({"name": name, "account": app.accounts[app.account_of[client]].name, "waiting": waiting, "jobs_live": live})
+    });
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "ready": !app.drain.is_cancelled(),
+        "in_flight": app.metrics.in_flight.get(),
+        "connections": app.metrics.connections.get(),
+        "jobs_uncertain": app.jobs.uncertain(),
+        "accounts": accounts.collect::<Vec<_>>(),
+        "clients": clients.collect::<Vec<_>>(),
+    })
+}
+
+impl App {
+    fn render_metrics(&self) -> String {
+        let queues: Vec<_> = self.queues().collect();
+        self.metrics.render(
+            &queues,
+            self.jobs.uncertain(),
+            self.bodies.held_bytes(),
+            !self.drain.is_cancelled(),
+        )
+    }
+}

@@ -1,0 +1,421 @@
+//! Builds the parts from the configuration, binds the ports, runs until drained.
+
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{self, Admin};
+use crate::clock::Clock;
+use crate::config::{self, Config};
+use crate::metrics::Metrics;
+use crate::protocol::{CORE_TODAY, KeyHeaders, Protocol};
+use crate::proxy::accept::{self, Accepted};
+use crate::proxy::body::Bodies;
+use crate::proxy::create::Idempotency;
+use crate::proxy::guard::Guard;
+use crate::proxy::identify::Clients;
+use crate::proxy::jobs::Jobs;
+use crate::proxy::retry::{Budget, Target};
+use crate::proxy::upstream::Upstream;
+use crate::proxy::upstream::connect::{Connect, Network};
+use crate::proxy::{Account, App, Looker, Worker, queue};
+use crate::state::State;
+
+/// Why the proxy does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration is valid by itself but not usable here: exit code 2.
+    #[error("{0}")]
+    Config(String),
+    /// The state directory is taken or damaged.
+    #[error("state: {0}")]
+    State(io::Error),
+    /// A port is taken.
+    #[error("{what} cannot listen on {address}: {error}; choose another with {change}")]
+    Bind {
+        /// Which port.
+        what: &'static str,
+        /// Its address.
+        address: SocketAddr,
+        /// How to change it.
+        change: &'static str,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The system refused something else.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// All parts, no port open: what tests serve over memory, and [`Server`] over TCP.
+pub struct Proxy {
+    worker: Arc<Worker>,
+    connector: Arc<dyn Connect>,
+    header_timeout: Duration,
+    state: Option<State>,
+    background: JoinSet<()>,
+}
+
+impl Proxy {
+    /// Builds the parts and starts what runs beside requests, on the current runtime. `connector` replaces the network in tests.
+    ///
+    /// # Errors
+    /// When the state directory is taken or damaged, or two accounts share a key but not a plan.
+    pub fn build(config: &Config, clock: Clock, connector: Option<Arc<dyn Connect>>) -> Result<Self, StartError> {
+        let connector = match connector {
+            Some(connector) => connector,
+            None => Arc::new(Network::new(
+                &config.upstream.url,
+                config.upstream.http2,
+                config.upstream.connect_timeout,
+            )?),
+        };
+        let state = match &config.state {
+            config::State::Memory => None,
+            config::State::Local(path) => Some(State::open(path).map_err(StartError::State)?),
+        };
+        let app = Arc::new(build_app(config, clock, state.as_ref())?);
+        let worker = Arc::new(Worker {
+            app: Arc::clone(&app),
+            upstream: Upstream::new(Arc::clone(&connector)),
+        });
+        let mut background = JoinSet::new();
+        for queue in app.queues() {
+            background.spawn(queue.keep_time());
+        }
+        let looker = Arc::new(Looker(Arc::clone(&worker)));
+        background.spawn(Arc::clone(&app.jobs).watch(looker, app.tasks.clone()));
+        Ok(Self {
+            worker,
+            connector,
+            header_timeout: config.server.header_timeout,
+            state,
+            background,
+        })
+    }
+
+    /// Serves one connection; the future ends with it.
+    pub fn serve<I>(&self, io: I) -> impl Future<Output = ()> + Send + use<I>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        accept::connection(Arc::clone(&self.worker), io, self.header_timeout)
+    }
+
+    /// What is taken at this moment: all zero when nothing is under way.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        let app = &self.worker.app;
+        let queues: Vec<_> = app.queues().map(|queue| queue.snapshot()).collect();
+        Usage {
+            in_flight: app.metrics.in_flight.get(),
+            waiting: queues.iter().map(|queue| queue.waiting).sum(),
+            jobs_live: queues.iter().map(|queue| queue.live).sum(),
+            jobs_uncertain: app.jobs.uncertain(),
+            creates_running: app.tasks.len(),
+            held_bytes: app.bodies.held_bytes(),
+        }
+    }
+
+    /// The live jobs, the limits and the queue as the admin port tells them.
+    #[must_use]
+    pub fn status(&self) -> serde_json::Value {
+        admin::status(&self.worker.app)
+    }
+}
+
+/// What is taken at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Requests whose answer has not ended.
+    pub in_flight: i64,
+    /// Requests in queues.
+    pub waiting: usize,
+    /// Job slots.
+    pub jobs_live: u32,
+    /// Those of them held by creates of unknown outcome.
+    pub jobs_uncertain: usize,
+    /// Creates whose task has not ended.
+    pub creates_running: usize,
+    /// Bytes of request bodies.
+    pub held_bytes: u64,
+}
+
+fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App, StartError> {
+    let now = Instant::now();
+    let names: Vec<String> = config.accounts.iter().map(|account| account.name.clone()).collect();
+    let clients = Clients::new(&config.clients);
+    let (journal, known) = match state.map(State::journal).transpose().map_err(StartError::State)? {
+        Some((journal, known)) => (Some(journal), Some(known)),
+        None => (None, None),
+    };
+    let accounts = build_accounts(config, state, now)?;
+    let jobs = Jobs::new(
+        protocol(config.upstream.protocol),
+        config.jobs.clone(),
+        &config.models,
+        journal,
+        clock,
+        names.clone(),
+        clients.names().to_vec(),
+    );
+    let jobs = Arc::new(jobs);
+    if let Some(known) = known {
+        let queues: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.queue)).collect();
+        jobs.restore(known, &queues);
+    }
+    let account_of = if config.clients.is_empty() {
+        vec![config.default_account]
+    } else {
+        config.clients.iter().map(|client| client.account).collect()
+    };
+    let (server, upstream) = (&config.server, &config.upstream);
+    Ok(App {
+        accounts,
+        account_of,
+        clients,
+        guard: Guard::new(server, &server.listen),
+        routes: config.routes.clone(),
+        protocol: protocol(upstream.protocol),
+        target: Target::new(&upstream.url).ok_or_else(|| StartError::Config("upstream.url has no host".into()))?,
+        bodies: Bodies::new(server.buffer_bytes, server.max_body_bytes, server.body_timeout),
+        max_body_bytes: server.max_body_bytes,
+        jobs,
+        idempotency: Idempotency::default(),
+        retry: config.retry.clone(),
+        max_wait: config.queue.max_wait,
+        attempt_timeout: upstream.attempt_timeout,
+        total_timeout: upstream.total_timeout,
+        idle_timeout: upstream.idle_timeout,
+        metrics: Arc::new(Metrics::new(names)),
+        clock,
+        tasks: TaskTracker::new(),
+        drain: CancellationToken::new(),
+    })
+}
+
+fn build_accounts(config: &Config, state: Option<&State>, now: Instant) -> Result<Vec<Account>, StartError> {
+    let mut shares: Vec<_> = config
+        .clients
+        .iter()
+        .map(|client| (client.plan.clone(), client.weight.get()))
+        .collect();
+    if shares.is_empty() {
+        shares.push((None, 1));
+    }
+    let mut built: Vec<Account> = Vec::new();
+    for account in &config.accounts {
+        let twin = config
+            .accounts
+            .iter()
+            .zip(&built)
+            .find(|(other, _)| other.key == account.key);
+        let queue = match twin {
+            Some((other, _)) if other.plan != account.plan => {
+                return Err(StartError::Config(format!(
+                    "accounts {} and {} have the same key but different plans: the upstream counts them together, give both one plan",
+                    other.name, account.name
+                )));
+            }
+            Some((_, built)) => Arc::clone(&built.queue),
+            None => {
+                let ring = match (state, &account.plan.requests) {
+                    (Some(state), Some(requests)) => {
+                        Some(state.ring(&account.name, requests).map_err(StartError::State)?)
+                    }
+                    _ => None,
+                };
+                let max_waiting = config.queue.max_waiting.get();
+                queue::Account::new(account.name.clone(), &account.plan, &shares, max_waiting, ring, now)
+            }
+        };
+        let key = KeyHeaders::new(&account.key).ok_or_else(|| {
+            StartError::Config(format!("the key of account {} cannot stand in a header", account.name))
+        })?;
+        built.push(Account::new(
+            account,
+            key,
+            queue,
+            Budget::new(config.retry.budget, config.retry.budget_floor, now),
+        ));
+    }
+    Ok(built)
+}
+
+fn protocol(protocol: config::Protocol) -> &'static Protocol {
+    match protocol {
+        config::Protocol::CoreToday => &CORE_TODAY,
+    }
+}
+
+/// A running proxy: ports open, workers on their threads.
+pub struct Server {
+    proxy: Proxy,
+    /// Where the data port listens.
+    pub listen: Vec<SocketAddr>,
+    /// Where the admin port listens.
+    pub admin: Option<SocketAddr>,
+    acceptors: JoinSet<()>,
+    ports: JoinSet<()>,
+    workers: Vec<JoinHandle<()>>,
+    drain_timeout: Duration,
+}
+
+impl Server {
+    /// Binds the ports, builds the parts, starts the workers. Nothing is opened when anything is wrong.
+    ///
+    /// # Errors
+    /// A port that is taken, and everything that [`Proxy::build`] refuses.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let mut listeners = Vec::new();
+        for address in &config.server.listen {
+            listeners.push(bind("the data port", *address, "--listen or server.listen").await?);
+        }
+        let admin = bind_some("the admin port", config.admin.listen, "admin.listen").await?;
+        let health = bind_some("the health port", config.admin.health_listen, "admin.health_listen").await?;
+        let proxy = Proxy::build(config, Clock::system(), None)?;
+        let listen = listeners
+            .iter()
+            .map(TcpListener::local_addr)
+            .collect::<io::Result<Vec<_>>>()?;
+        let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
+
+        let (handed, workers) = start_workers(config, &proxy)?;
+        let places = Arc::new(Semaphore::new(
+            config.server.max_connections.get().min(Semaphore::MAX_PERMITS),
+        ));
+        let mut acceptors = JoinSet::new();
+        for listener in listeners {
+            acceptors.spawn(accept::accept(listener, Arc::clone(&places), handed.clone()));
+        }
+        let mut ports = JoinSet::new();
+        let app = &proxy.worker.app;
+        for (listener, health_only) in admin
+            .into_iter()
+            .map(|port| (port, false))
+            .chain(health.map(|port| (port, true)))
+        {
+            let guard = Guard::new(&config.server, &[listener.local_addr()?]);
+            ports.spawn(admin::serve(
+                listener,
+                Arc::new(Admin {
+                    app: Arc::clone(app),
+                    guard,
+                    health_only,
+                }),
+            ));
+        }
+        let drain_timeout = config.server.drain_timeout;
+        Ok(Self {
+            proxy,
+            listen,
+            admin: admin_address,
+            acceptors,
+            ports,
+            workers,
+            drain_timeout,
+        })
+    }
+
+    /// The parts, for what shows them.
+    #[must_use]
+    pub fn proxy(&self) -> &Proxy {
+        &self.proxy
+    }
+
+    /// Stops accepting, finishes what is in flight for at most `server.drain_timeout`, and ends. True if all of it was finished.
+    pub async fn drain(mut self) -> bool {
+        let app = Arc::clone(&self.proxy.worker.app);
+        app.drain.cancel();
+        self.acceptors.abort_all();
+        while self.acceptors.join_next().await.is_some() {}
+        app.tasks.close();
+        let workers = std::mem::take(&mut self.workers);
+        let finished = async {
+            app.tasks.wait().await;
+            let joined =
+                tokio::task::spawn_blocking(move || workers.into_iter().for_each(|worker| drop(worker.join())));
+            joined.await.is_ok()
+        };
+        let finished = tokio::time::timeout(self.drain_timeout, finished)
+            .await
+            .unwrap_or(false);
+        self.ports.abort_all();
+        self.proxy.background.abort_all();
+        drop(self.proxy.state.take());
+        finished
+    }
+}
+
+async fn bind(what: &'static str, address: SocketAddr, change: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|error| StartError::Bind {
+        what,
+        address,
+        change,
+        error,
+    })
+}
+
+async fn bind_some(
+    what: &'static str,
+    address: Option<SocketAddr>,
+    change: &'static str,
+) -> Result<Option<TcpListener>, StartError> {
+    match address {
+        Some(address) => bind(what, address, change).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+type Workers = (Vec<mpsc::UnboundedSender<Accepted>>, Vec<JoinHandle<()>>);
+
+fn start_workers(config: &Config, proxy: &Proxy) -> io::Result<Workers> {
+    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let count = config.server.threads.unwrap_or(cores).get();
+    let (mut senders, mut threads) = (Vec::new(), Vec::new());
+    for number in 0..count {
+        // Unbounded, but never longer than `server.max_connections`: each entry holds a place.
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let app = Arc::clone(&proxy.worker.app);
+        let worker = Arc::new(Worker {
+            app,
+            upstream: Upstream::new(Arc::clone(&proxy.connector)),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let header_timeout = config.server.header_timeout;
+        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+        threads.push(thread.spawn(move || {
+            runtime.block_on(async {
+                let tasks = worker.app.tasks.clone();
+                accept::work(worker, receiver, header_timeout).await;
+                // Creates of callers that have left run here too.
+                tasks.wait().await;
+            });
+        })?);
+        senders.push(sender);
+    }
+    Ok((senders, threads))
+}
+
+impl App {
+    /// Every queue once, also where accounts share one.
+    pub(crate) fn queues(&self) -> impl Iterator<Item = Arc<queue::Account>> {
+        let unique = self.accounts.iter().enumerate().filter(|(index, account)| {
+            !self.accounts[..*index]
+                .iter()
+                .any(|earlier| Arc::ptr_eq(&earlier.queue, &account.queue))
+        });
+        unique.map(|(_, account)| Arc::clone(&account.queue))
+    }
+}
