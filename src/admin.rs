@@ -48,9 +48,7 @@ pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
                 async move { Ok::<_, Infallible>(admin.answer(request)) }
             });
             let mut builder = http1::Builder::new();
-            builder
-                .timer(TokioTimer::new())
-                .header_read_timeout(Duration::from_secs(10));
+            builder.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
             // A scraper that hangs up early is no event.
             let _ = builder.serve_connection(TokioIo::new(tcp), service).await;
         });
@@ -66,9 +64,7 @@ impl Admin {
             return rejection.response(Family::Native).map(Full::new);
         }
         if head.method != Method::GET && head.method != Method::HEAD {
-            return Rejection::MethodRefused("other than GET")
-                .response(Family::Native)
-                .map(Full::new);
+            return Rejection::MethodRefused("other than GET").response(Family::Native).map(Full::new);
         }
         let app = &self.app;
         match (head.uri.path(), self.health_only) {
@@ -79,11 +75,9 @@ impl Admin {
             ("/readyz", _) => text(StatusCode::OK, "text/plain", "ready\n"),
             ("/metrics", _) => text(StatusCode::OK, OPEN_METRICS, app.render_metrics()),
             ("/api/v1/status", false) => text(StatusCode::OK, "application/json", status(app).to_string()),
-            ("/api/v1/jobs", false) => text(
-                StatusCode::OK,
-                "application/json",
-                json!({"jobs": app.jobs.views()}).to_string(),
-            ),
+            ("/api/v1/jobs", false) => {
+                text(StatusCode::OK, "application/json", json!({"jobs": app.jobs.views()}).to_string())
+            }
             _ => text(
                 StatusCode::NOT_FOUND,
                 "text/plain",
@@ -142,11 +136,6 @@ pub(crate) fn status(app: &App) -> Value {
 impl App {
     fn render_metrics(&self) -> String {
         let queues: Vec<_> = self.queues().collect();
-        self.metrics.render(
-            &queues,
-            self.jobs.uncertain(),
-            self.bodies.held_bytes(),
-            !self.drain.is_cancelled(),
-        )
+        self.metrics.render(&queues, self.jobs.uncertain(), self.bodies.held_bytes(), !self.drain.is_cancelled())
     }
 }

@@ -22,14 +22,16 @@ use crate::metrics::Metrics;
 use crate::protocol::{CORE_TODAY, KeyHeaders, Protocol};
 use crate::proxy::accept::{self, Accepted};
 use crate::proxy::body::Bodies;
-use crate::proxy::create::Idempotency;
+use crate::proxy::create::idempotency::Idempotency;
 use crate::proxy::guard::Guard;
 use crate::proxy::identify::Clients;
 use crate::proxy::jobs::Jobs;
-use crate::proxy::retry::{Budget, Target};
+use crate::proxy::jobs::look::Looker;
+use crate::proxy::retry::Budget;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::upstream::connect::{Connect, Network};
-use crate::proxy::{Account, App, Looker, Worker, queue};
+use crate::proxy::upstream::target::Target;
+use crate::proxy::{Account, App, Worker, queue};
 use crate::state::State;
 
 /// Why the proxy does not start.
@@ -75,34 +77,23 @@ impl Proxy {
     pub fn build(config: &Config, clock: Clock, connector: Option<Arc<dyn Connect>>) -> Result<Self, StartError> {
         let connector = match connector {
             Some(connector) => connector,
-            None => Arc::new(Network::new(
-                &config.upstream.url,
-                config.upstream.http2,
-                config.upstream.connect_timeout,
-            )?),
+            None => {
+                Arc::new(Network::new(&config.upstream.url, config.upstream.http2, config.upstream.connect_timeout)?)
+            }
         };
         let state = match &config.state {
             config::State::Memory => None,
             config::State::Local(path) => Some(State::open(path).map_err(StartError::State)?),
         };
         let app = Arc::new(build_app(config, clock, state.as_ref())?);
-        let worker = Arc::new(Worker {
-            app: Arc::clone(&app),
-            upstream: Upstream::new(Arc::clone(&connector)),
-        });
+        let worker = Arc::new(Worker { app: Arc::clone(&app), upstream: Upstream::new(Arc::clone(&connector)) });
         let mut background = JoinSet::new();
         for queue in app.queues() {
             background.spawn(queue.keep_time());
         }
         let looker = Arc::new(Looker(Arc::clone(&worker)));
         background.spawn(Arc::clone(&app.jobs).watch(looker, app.tasks.clone()));
-        Ok(Self {
-            worker,
-            connector,
-            header_timeout: config.server.header_timeout,
-            state,
-            background,
-        })
+        Ok(Self { worker, connector, header_timeout: config.server.header_timeout, state, background })
     }
 
     /// Serves one connection; the future ends with it.
@@ -198,7 +189,7 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         attempt_timeout: upstream.attempt_timeout,
         total_timeout: upstream.total_timeout,
         idle_timeout: upstream.idle_timeout,
-        metrics: Arc::new(Metrics::new(names)),
+        metrics: Arc::new(Metrics::new(&names)),
         clock,
         tasks: TaskTracker::new(),
         drain: CancellationToken::new(),
@@ -206,21 +197,13 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
 }
 
 fn build_accounts(config: &Config, state: Option<&State>, now: Instant) -> Result<Vec<Account>, StartError> {
-    let mut shares: Vec<_> = config
-        .clients
-        .iter()
-        .map(|client| (client.plan.clone(), client.weight.get()))
-        .collect();
+    let mut shares: Vec<_> = config.clients.iter().map(|client| (client.plan.clone(), client.weight.get())).collect();
     if shares.is_empty() {
         shares.push((None, 1));
     }
     let mut built: Vec<Account> = Vec::new();
     for account in &config.accounts {
-        let twin = config
-            .accounts
-            .iter()
-            .zip(&built)
-            .find(|(other, _)| other.key == account.key);
+        let twin = config.accounts.iter().zip(&built).find(|(other, _)| other.key == account.key);
         let queue = match twin {
             Some((other, _)) if other.plan != account.plan => {
                 return Err(StartError::Config(format!(
@@ -243,12 +226,7 @@ fn build_accounts(config: &Config, state: Option<&State>, now: Instant) -> Resul
         let key = KeyHeaders::new(&account.key).ok_or_else(|| {
             StartError::Config(format!("the key of account {} cannot stand in a header", account.name))
         })?;
-        built.push(Account::new(
-            account,
-            key,
-            queue,
-            Budget::new(config.retry.budget, config.retry.budget_floor, now),
-        ));
+        built.push(Account::new(account, key, queue, Budget::new(config.retry.budget, config.retry.budget_floor, now)));
     }
     Ok(built)
 }
@@ -285,47 +263,25 @@ impl Server {
         let admin = bind_some("the admin port", config.admin.listen, "admin.listen").await?;
         let health = bind_some("the health port", config.admin.health_listen, "admin.health_listen").await?;
         let proxy = Proxy::build(config, Clock::system(), None)?;
-        let listen = listeners
-            .iter()
-            .map(TcpListener::local_addr)
-            .collect::<io::Result<Vec<_>>>()?;
+        let listen = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
 
         let (handed, workers) = start_workers(config, &proxy)?;
-        let places = Arc::new(Semaphore::new(
-            config.server.max_connections.get().min(Semaphore::MAX_PERMITS),
-        ));
+        let places = Arc::new(Semaphore::new(config.server.max_connections.get().min(Semaphore::MAX_PERMITS)));
         let mut acceptors = JoinSet::new();
         for listener in listeners {
             acceptors.spawn(accept::accept(listener, Arc::clone(&places), handed.clone()));
         }
         let mut ports = JoinSet::new();
         let app = &proxy.worker.app;
-        for (listener, health_only) in admin
-            .into_iter()
-            .map(|port| (port, false))
-            .chain(health.map(|port| (port, true)))
+        for (listener, health_only) in
+            admin.into_iter().map(|port| (port, false)).chain(health.map(|port| (port, true)))
         {
             let guard = Guard::new(&config.server, &[listener.local_addr()?]);
-            ports.spawn(admin::serve(
-                listener,
-                Arc::new(Admin {
-                    app: Arc::clone(app),
-                    guard,
-                    health_only,
-                }),
-            ));
+            ports.spawn(admin::serve(listener, Arc::new(Admin { app: Arc::clone(app), guard, health_only })));
         }
         let drain_timeout = config.server.drain_timeout;
-        Ok(Self {
-            proxy,
-            listen,
-            admin: admin_address,
-            acceptors,
-            ports,
-            workers,
-            drain_timeout,
-        })
+        Ok(Self { proxy, listen, admin: admin_address, acceptors, ports, workers, drain_timeout })
     }
 
     /// The parts, for what shows them.
@@ -348,9 +304,7 @@ impl Server {
                 tokio::task::spawn_blocking(move || workers.into_iter().for_each(|worker| drop(worker.join())));
             joined.await.is_ok()
         };
-        let finished = tokio::time::timeout(self.drain_timeout, finished)
-            .await
-            .unwrap_or(false);
+        let finished = tokio::time::timeout(self.drain_timeout, finished).await.unwrap_or(false);
         self.ports.abort_all();
         self.proxy.background.abort_all();
         drop(self.proxy.state.take());
@@ -359,12 +313,7 @@ impl Server {
 }
 
 async fn bind(what: &'static str, address: SocketAddr, change: &'static str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|error| StartError::Bind {
-        what,
-        address,
-        change,
-        error,
-    })
+    TcpListener::bind(address).await.map_err(|error| StartError::Bind { what, address, change, error })
 }
 
 async fn bind_some(
@@ -388,10 +337,7 @@ fn start_workers(config: &Config, proxy: &Proxy) -> io::Result<Workers> {
         // Unbounded, but never longer than `server.max_connections`: each entry holds a place.
         let (sender, receiver) = mpsc::unbounded_channel();
         let app = Arc::clone(&proxy.worker.app);
-        let worker = Arc::new(Worker {
-            app,
-            upstream: Upstream::new(Arc::clone(&proxy.connector)),
-        });
+        let worker = Arc::new(Worker { app, upstream: Upstream::new(Arc::clone(&proxy.connector)) });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let header_timeout = config.server.header_timeout;
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));
@@ -412,9 +358,7 @@ impl App {
     /// Every queue once, also where accounts share one.
     pub(crate) fn queues(&self) -> impl Iterator<Item = Arc<queue::Account>> {
         let unique = self.accounts.iter().enumerate().filter(|(index, account)| {
-            !self.accounts[..*index]
-                .iter()
-                .any(|earlier| Arc::ptr_eq(&earlier.queue, &account.queue))
+            !self.accounts[..*index].iter().any(|earlier| Arc::ptr_eq(&earlier.queue, &account.queue))
         });
         unique.map(|(_, account)| Arc::clone(&account.queue))
     }

@@ -24,7 +24,6 @@ impl Clock {
 
     /// Now.
     pub fn wall(&self) -> SystemTime {
-        self.0
-            .map_or_else(SystemTime::now, |(start, since)| start + since.elapsed())
+        self.0.map_or_else(SystemTime::now, |(start, since)| start + since.elapsed())
     }
 }

@@ -13,10 +13,7 @@ fn main() -> ExitCode {
         }
     };
     sluicegate::config::prepare(&loaded.config).unwrap();
-    let rt = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     rt.block_on(async {
         let server = match sluicegate::app::Server::start(&loaded.config).await {
             Ok(s) => s,

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -16,41 +15,16 @@ use crate::proxy::queue::{Account, Class};
 use crate::proxy::quota::Refused;
 use crate::proxy::retry::Outcome;
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Requests {
-    class: &'static str,
-    status: &'static str,
-}
+/// Waits and durations: from a local hit to half an hour in the queue.
+const BUCKETS: [f64; 12] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0];
+const STATUSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+/// Requests refused before they were classified.
+const UNCLASSIFIED: &str = "refused";
+/// How an attempt can end.
+const OUTCOMES: [&str; 8] = ["2xx", "3xx", "408", "429", "4xx", "5xx", "silent", "unsent"];
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Code {
-    code: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Attempts {
-    account: String,
-    class: &'static str,
-    outcome: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Reason {
-    account: String,
-    reason: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AccountLabel {
-    account: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ClassLabel {
-    class: &'static str,
-}
-
-type PerAccount = Family<AccountLabel, Gauge>;
+type Labels = [(&'static str, String); 1];
+type PerAccount = Family<Labels, Gauge>;
 
 /// All metrics.
 pub(crate) struct Metrics {
@@ -59,14 +33,27 @@ pub(crate) struct Metrics {
     pub(crate) in_flight: Gauge,
     /// Open connections on the data port.
     pub(crate) connections: Gauge,
-    requests: Family<Requests, Counter>,
-    rejections: Family<Code, Counter>,
-    attempts: Family<Attempts, Counter>,
-    retries: Family<Reason, Counter>,
-    upstream_429: Family<Reason, Counter>,
+    /// By class (the last: unclassified) and status class.
+    requests: [[Counter; 5]; 5],
+    rejections: Family<[(&'static str, &'static str); 1], Counter>,
     queue_wait: [Histogram; 4],
     duration: [Histogram; 4],
-    accounts: Vec<String>,
+    accounts: Vec<AccountCounters>,
+    gauges: Gauges,
+}
+
+struct AccountCounters {
+    /// By class and outcome.
+    attempts: [[Counter; OUTCOMES.len()]; 4],
+    /// By outcome of the attempt before.
+    retries: [Counter; OUTCOMES.len()],
+    refused_window: Counter,
+    refused_jobs: Counter,
+}
+
+/// Set when they are read.
+#[derive(Default)]
+struct Gauges {
     window_used: PerAccount,
     window_limit: PerAccount,
     jobs_live: PerAccount,
@@ -75,123 +62,46 @@ pub(crate) struct Metrics {
     paced: PerAccount,
     drift: PerAccount,
     jobs_uncertain: Gauge,
-    held_bytes: Gauge,
+    held_bodies: Gauge,
     ready: Gauge,
 }
 
-/// Waits and durations: from a local hit to half an hour in the queue.
-const BUCKETS: [f64; 12] = [
-    0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0,
-];
-
 impl Metrics {
     /// For these accounts, by index.
-    pub(crate) fn new(accounts: Vec<String>) -> Self {
+    pub(crate) fn new(accounts: &[String]) -> Self {
         let mut registry = Registry::with_prefix("sluicegate");
-        let waits = Family::<ClassLabel, Histogram>::new_with_constructor(|| Histogram::new(BUCKETS));
-        let durations = Family::<ClassLabel, Histogram>::new_with_constructor(|| Histogram::new(BUCKETS));
-        let per_class = |family: &Family<ClassLabel, Histogram>| {
-            Class::ALL.map(|class| family.get_or_create_owned(&ClassLabel { class: class.name() }))
-        };
-        let metrics = Self {
-            in_flight: Gauge::default(),
-            connections: Gauge::default(),
-            requests: Family::default(),
-            rejections: Family::default(),
-            attempts: Family::default(),
-            retries: Family::default(),
-            upstream_429: Family::default(),
-            queue_wait: per_class(&waits),
-            duration: per_class(&durations),
-            accounts,
-            window_used: Family::default(),
-            window_limit: Family::default(),
-            jobs_live: Family::default(),
-            jobs_limit: Family::default(),
-            waiting: Family::default(),
-            paced: Family::default(),
-            drift: Family::default(),
-            jobs_uncertain: Gauge::default(),
-            held_bytes: Gauge::default(),
-            ready: Gauge::default(),
-            registry: Registry::default(),
-        };
-        let info = Family::<VersionLabel, Gauge<i64, std::sync::atomic::AtomicI64>>::default();
-        info.get_or_create_owned(&VersionLabel {
-            version: env!("CARGO_PKG_VERSION"),
-        })
-        .set(1);
+        let gauges = Gauges::default();
+        gauges.register(&mut registry);
+        let (in_flight, connections) = (Gauge::default(), Gauge::default());
+        registry.register("in_flight", "Requests whose answer has not ended", in_flight.clone());
+        registry.register("connections", "Open connections on the data port", connections.clone());
+        let info = Family::<[(&str, &str); 1], Gauge>::default();
+        info.get_or_create_owned(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("build_info", "The running version", info);
-        registry.register(
-            "in_flight",
-            "Requests whose answer has not ended",
-            metrics.in_flight.clone(),
-        );
-        registry.register(
-            "connections",
-            "Open connections on the data port",
-            metrics.connections.clone(),
-        );
-        registry.register(
-            "requests",
-            "Finished requests, by class and status class",
-            metrics.requests.clone(),
-        );
-        registry.register(
-            "rejections",
-            "Answers of the proxy itself, by code",
-            metrics.rejections.clone(),
-        );
-        registry.register(
-            "attempts",
-            "Requests sent upstream, by outcome",
-            metrics.attempts.clone(),
-        );
-        registry.register("retries", "Attempts after the first, by cause", metrics.retries.clone());
-        registry.register(
-            "upstream_429",
-            "429 answers of the upstream, by what they meant",
-            metrics.upstream_429.clone(),
-        );
-        registry.register_with_unit("queue_wait", "Time in the queue", Unit::Seconds, waits);
-        registry.register_with_unit(
-            "request_duration",
-            "From the request's head to its answer's end",
-            Unit::Seconds,
-            durations,
-        );
-        registry.register(
-            "window_used",
-            "Attempts the upstream may be counting",
-            metrics.window_used.clone(),
-        );
-        registry.register(
-            "window_limit",
-            "Attempts the plan allows in a window",
-            metrics.window_limit.clone(),
-        );
-        registry.register("jobs_live", "Job slots taken", metrics.jobs_live.clone());
-        registry.register("jobs_limit", "Job slots of the plan", metrics.jobs_limit.clone());
-        registry.register(
-            "queue_waiting",
-            "Requests waiting for their turn",
-            metrics.waiting.clone(),
-        );
-        registry.register("paced", "1 where attempts are evenly spaced", metrics.paced.clone());
-        registry.register("drift", "Attempts of others on the same key", metrics.drift.clone());
-        registry.register(
-            "jobs_uncertain",
-            "Creates of unknown outcome that hold a slot",
-            metrics.jobs_uncertain.clone(),
-        );
-        registry.register_with_unit(
-            "held_bodies",
-            "Request bodies held",
-            Unit::Bytes,
-            metrics.held_bytes.clone(),
-        );
-        registry.register("ready", "1 while new work is taken", metrics.ready.clone());
-        Self { registry, ..metrics }
+
+        let requests = Family::<[(&str, &str); 2], Counter>::default();
+        registry.register("requests", "Finished requests, by class and status class", requests.clone());
+        let rejections = Family::default();
+        registry.register("rejections", "Answers of the proxy itself, by code", rejections.clone());
+        let classes = [0, 1, 2, 3, 4].map(|class| Class::ALL.get(class).map_or(UNCLASSIFIED, |class| class.name()));
+        let requests = classes
+            .map(|class| STATUSES.map(|status| requests.get_or_create_owned(&[("class", class), ("status", status)])));
+        let histograms = |registry: &mut Registry, name: &str, help: &str| {
+            let family = Family::<[(&str, &str); 1], Histogram>::new_with_constructor(|| Histogram::new(BUCKETS));
+            registry.register_with_unit(name, help, Unit::Seconds, family.clone());
+            Class::ALL.map(|class| family.get_or_create_owned(&[("class", class.name())]))
+        };
+        Self {
+            queue_wait: histograms(&mut registry, "queue_wait", "Time in the queue"),
+            duration: histograms(&mut registry, "request_duration", "From a request's head to its answer's end"),
+            accounts: AccountCounters::register(&mut registry, accounts),
+            registry,
+            in_flight,
+            connections,
+            requests,
+            rejections,
+            gauges,
+        }
     }
 
     /// A request has ended.
@@ -203,13 +113,10 @@ impl Metrics {
         queued: Duration,
         took: Duration,
     ) {
-        let status = ["1xx", "2xx", "3xx", "4xx", "5xx"][usize::from(status.as_u16() / 100).clamp(1, 5) - 1];
-        let name = class.map_or("refused", Class::name);
-        self.requests
-            .get_or_create_owned(&Requests { class: name, status })
-            .inc();
+        let status = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
+        self.requests[class.map_or(4, |class| class as usize)][status].inc();
         if let Some(code) = code {
-            self.rejections.get_or_create_owned(&Code { code }).inc();
+            self.rejections.get_or_create_owned(&[("code", code)]).inc();
         }
         if let Some(class) = class {
             self.queue_wait[class as usize].observe(queued.as_secs_f64());
@@ -219,47 +126,79 @@ impl Metrics {
 
     /// An attempt has ended.
     pub(crate) fn attempt(&self, account: usize, class: Class, outcome: Outcome) {
-        let labels = Attempts {
-            account: self.accounts[account].clone(),
-            class: class.name(),
-            outcome: word(outcome),
-        };
-        self.attempts.get_or_create_owned(&labels).inc();
+        self.accounts[account].attempts[class as usize][index(outcome)].inc();
     }
 
     /// Another attempt follows this outcome.
     pub(crate) fn retry(&self, account: usize, outcome: Outcome) {
-        let labels = Reason {
-            account: self.accounts[account].clone(),
-            reason: word(outcome),
-        };
-        self.retries.get_or_create_owned(&labels).inc();
+        self.accounts[account].retries[index(outcome)].inc();
     }
 
     /// The upstream answered 429.
     pub(crate) fn upstream_429(&self, account: usize, refused: Refused) {
-        let reason = match refused {
-            Refused::Window => "window",
-            Refused::Jobs => "jobs",
+        match refused {
+            Refused::Window => self.accounts[account].refused_window.inc(),
+            Refused::Jobs => self.accounts[account].refused_jobs.inc(),
         };
-        self.upstream_429
-            .get_or_create_owned(&Reason {
-                account: self.accounts[account].clone(),
-                reason,
-            })
-            .inc();
     }
 
     /// Everything as `OpenMetrics` text, with gauges as they are now.
     pub(crate) fn render(&self, accounts: &[Arc<Account>], uncertain: usize, held_bytes: u64, ready: bool) -> String {
+        self.gauges.set(accounts, uncertain, held_bytes, ready);
+        let mut text = String::new();
+        // Writing into a string cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+impl AccountCounters {
+    fn register(registry: &mut Registry, accounts: &[String]) -> Vec<Self> {
+        let attempts = Family::<[(&str, String); 3], Counter>::default();
+        let retries = Family::<[(&str, String); 2], Counter>::default();
+        let refused = Family::<[(&str, String); 2], Counter>::default();
+        registry.register("attempts", "Requests sent upstream, by outcome", attempts.clone());
+        registry.register("retries", "Attempts after the first, by the outcome before", retries.clone());
+        registry.register("upstream_429", "429 answers of the upstream, by what they meant", refused.clone());
+        let of = |account: &String| {
+            let attempt = |class: Class, outcome: &str| {
+                let labels =
+                    [("account", account.clone()), ("class", class.name().into()), ("outcome", outcome.into())];
+                attempts.get_or_create_owned(&labels)
+            };
+            let reason = |family: &Family<[(&'static str, String); 2], Counter>, reason: &str| {
+                family.get_or_create_owned(&[("account", account.clone()), ("reason", reason.into())])
+            };
+            Self {
+                attempts: Class::ALL.map(|class| OUTCOMES.map(|outcome| attempt(class, outcome))),
+                retries: OUTCOMES.map(|outcome| reason(&retries, outcome)),
+                refused_window: reason(&refused, "window"),
+                refused_jobs: reason(&refused, "jobs"),
+            }
+        };
+        accounts.iter().map(of).collect()
+    }
+}
+
+impl Gauges {
+    fn register(&self, registry: &mut Registry) {
+        registry.register("window_used", "Attempts the upstream may be counting", self.window_used.clone());
+        registry.register("window_limit", "Attempts the plan allows in a window", self.window_limit.clone());
+        registry.register("jobs_live", "Job slots taken", self.jobs_live.clone());
+        registry.register("jobs_limit", "Job slots of the plan", self.jobs_limit.clone());
+        registry.register("queue_waiting", "Requests waiting for their turn", self.waiting.clone());
+        registry.register("paced", "1 where attempts are evenly spaced", self.paced.clone());
+        registry.register("drift", "Attempts of others on the same key", self.drift.clone());
+        registry.register("jobs_uncertain", "Creates of unknown outcome that hold a slot", self.jobs_uncertain.clone());
+        registry.register_with_unit("held_bodies", "Request bodies held", Unit::Bytes, self.held_bodies.clone());
+        registry.register("ready", "1 while new work is taken", self.ready.clone());
+    }
+
+    fn set(&self, accounts: &[Arc<Account>], uncertain: usize, held_bytes: u64, ready: bool) {
         for account in accounts {
             let now = account.snapshot();
             let set = |gauge: &PerAccount, value: u32| {
-                gauge
-                    .get_or_create_owned(&AccountLabel {
-                        account: account.name.clone(),
-                    })
-                    .set(i64::from(value));
+                gauge.get_or_create_owned(&[("account", account.name.clone())]).set(i64::from(value));
             };
             set(&self.window_used, now.used);
             set(&self.jobs_live, now.live);
@@ -274,31 +213,23 @@ impl Metrics {
             }
         }
         self.jobs_uncertain.set(i64::try_from(uncertain).unwrap_or(i64::MAX));
-        self.held_bytes.set(i64::try_from(held_bytes).unwrap_or(i64::MAX));
+        self.held_bodies.set(i64::try_from(held_bytes).unwrap_or(i64::MAX));
         self.ready.set(i64::from(ready));
-        let mut text = String::new();
-        // Writing into a string cannot fail.
-        let _ = encode(&mut text, &self.registry);
-        text
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct VersionLabel {
-    version: &'static str,
-}
-
-fn word(outcome: Outcome) -> &'static str {
+/// Into `OUTCOMES`.
+fn index(outcome: Outcome) -> usize {
     match outcome {
-        Outcome::Unsent => "unsent",
-        Outcome::Silent => "silent",
+        Outcome::Unsent => 7,
+        Outcome::Silent => 6,
         Outcome::Answer(status) => match status.as_u16() {
-            429 => "429",
-            408 => "408",
-            500.. => "5xx",
-            400.. => "4xx",
-            300.. => "3xx",
-            _ => "2xx",
+            408 => 2,
+            429 => 3,
+            500.. => 5,
+            400.. => 4,
+            300.. => 1,
+            _ => 0,
         },
     }
 }

@@ -91,11 +91,7 @@ impl Mock {
     /// Serves only what is handed to [`Mock::serve`]: for tests with paused time.
     #[must_use]
     pub fn in_memory(options: Options) -> Self {
-        Self {
-            shared: Shared::new(options),
-            addr: None,
-            scheme: "http",
-        }
+        Self { shared: Shared::new(options), addr: None, scheme: "http" }
     }
 
     async fn bind(options: Options, addr: SocketAddr, tls: Option<TlsAcceptor>) -> io::Result<Self> {
@@ -103,11 +99,7 @@ impl Mock {
         let (addr, scheme) = (listener.local_addr()?, if tls.is_some() { "https" } else { "http" });
         let shared = Shared::new(options);
         shared.spawn(server::accept(Arc::clone(&shared), listener, tls));
-        Ok(Self {
-            shared,
-            addr: Some(addr),
-            scheme,
-        })
+        Ok(Self { shared, addr: Some(addr), scheme })
     }
 
     /// Serves one more connection, such as one end of a `tokio::io::duplex`.

@@ -40,10 +40,7 @@ pub(crate) struct Protocol {
 
 /// `api.core.today`.
 pub(crate) static CORE_TODAY: Protocol = Protocol {
-    creates: &[
-        ("/v1/predictions", Create::Json),
-        ("/v1/predictions/upload", Create::Multipart),
-    ],
+    creates: &[("/v1/predictions", Create::Json), ("/v1/predictions/upload", Create::Multipart)],
     job_prefix: "/v1/predictions/",
     ids: &["job_id", "id"],
     ended: &["succeeded", "completed", "failed", "cancelled", "canceled"],
@@ -56,9 +53,7 @@ impl Protocol {
             let create = self.creates.iter().find(|(create, _)| *create == path);
             return create.map_or(Meaning::Nothing, |(_, kind)| Meaning::Create(*kind));
         }
-        let id = path
-            .strip_prefix(self.job_prefix)
-            .filter(|id| !id.is_empty() && !id.contains('/'));
+        let id = path.strip_prefix(self.job_prefix).filter(|id| !id.is_empty() && !id.contains('/'));
         match id {
             Some(id) if *method == Method::GET => Meaning::Status(id),
             Some(id) if *method == Method::DELETE => Meaning::Cancel(id),
@@ -166,15 +161,9 @@ mod tests {
     #[test]
     fn upload_is_not_an_id() {
         let meaning = |method, path| CORE_TODAY.meaning(&method, path);
-        assert_eq!(
-            meaning(Method::POST, "/v1/predictions/upload"),
-            Meaning::Create(Create::Multipart)
-        );
+        assert_eq!(meaning(Method::POST, "/v1/predictions/upload"), Meaning::Create(Create::Multipart));
         assert_eq!(meaning(Method::POST, "/v1/predictions"), Meaning::Create(Create::Json));
-        assert_eq!(
-            meaning(Method::GET, "/v1/predictions/upload"),
-            Meaning::Status("upload")
-        );
+        assert_eq!(meaning(Method::GET, "/v1/predictions/upload"), Meaning::Status("upload"));
         assert_eq!(meaning(Method::GET, "/v1/predictions/p1"), Meaning::Status("p1"));
         assert_eq!(meaning(Method::DELETE, "/v1/predictions/p1"), Meaning::Cancel("p1"));
         assert_eq!(meaning(Method::GET, "/v1/predictions/p1/more"), Meaning::Nothing);
@@ -185,29 +174,15 @@ mod tests {
     #[test]
     fn both_dialects_are_read_in_any_case() {
         let read = |text: &str| CORE_TODAY.read(text.as_bytes());
-        let answer = |id: &str, status: &str, ended| {
-            Some(JobAnswer {
-                id: Some(id.into()),
-                status: Some(status.into()),
-                ended,
-            })
-        };
-        assert_eq!(
-            read(r#"{"id":"a","status":"Succeeded"}"#),
-            answer("a", "Succeeded", true)
-        );
-        assert_eq!(
-            read(r#"{"job_id":"b","id":"x","status":"processing"}"#),
-            answer("b", "processing", false)
-        );
+        let answer =
+            |id: &str, status: &str, ended| Some(JobAnswer { id: Some(id.into()), status: Some(status.into()), ended });
+        assert_eq!(read(r#"{"id":"a","status":"Succeeded"}"#), answer("a", "Succeeded", true));
+        assert_eq!(read(r#"{"job_id":"b","id":"x","status":"processing"}"#), answer("b", "processing", false));
         assert_eq!(
             read(r#"{"success":true,"data":{"job_id":"c","status":"CANCELED"}}"#),
             answer("c", "CANCELED", true)
         );
-        assert_eq!(
-            read(r#"{"id":12,"status":"odd words"}"#),
-            answer("12", "odd words", false)
-        );
+        assert_eq!(read(r#"{"id":12,"status":"odd words"}"#), answer("12", "odd words", false));
         assert_eq!(read("[1]"), None);
         assert_eq!(read("half {"), None);
     }
@@ -217,10 +192,7 @@ mod tests {
         assert_eq!(Family::of("/v1/predictions"), Family::Native);
         assert_eq!(Family::of("/llm/openai/v1/chat/completions"), Family::OpenAi);
         assert_eq!(Family::of("/llm/anthropic/v1/messages"), Family::Anthropic);
-        assert_eq!(
-            Family::of("/llm/gemini/v1beta/models/m:generateContent"),
-            Family::Gemini
-        );
+        assert_eq!(Family::of("/llm/gemini/v1beta/models/m:generateContent"), Family::Gemini);
         assert_eq!(Family::of("/llm/gemini/v1beta/openai/chat/completions"), Family::OpenAi);
     }
 

@@ -26,16 +26,9 @@ pub(crate) struct State {
 impl State {
     /// Opens a directory that exists. A second process on it is refused.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path.join("lock"))?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join("lock"))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self {
-                path: path.to_owned(),
-                _lock: lock,
-            }),
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 format!(
@@ -60,21 +53,9 @@ impl State {
 
 /// Account names are free text: keep what every file system takes, and tell apart what that makes equal.
 fn file_name(account: &str) -> String {
-    let plain: String = account
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '-' || c == '_' {
-                c
-            } else {
-                '-'
-            }
-        })
-        .collect();
-    if plain == account {
-        plain
-    } else {
-        format!("{plain}-{:08x}", ring::checksum(account.as_bytes()))
-    }
+    let plain: String =
+        account.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' }).collect();
+    if plain == account { plain } else { format!("{plain}-{:08x}", ring::checksum(account.as_bytes())) }
 }
 
 #[cfg(test)]

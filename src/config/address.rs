@@ -96,14 +96,8 @@ mod tests {
     #[test]
     fn urls_are_normalised() {
         let shown = |text: &str| url(text).ok().map(|uri| uri.to_string());
-        assert_eq!(
-            shown("https://API.core.today/").as_deref(),
-            Some("https://api.core.today/")
-        );
-        assert_eq!(
-            shown("http://127.0.0.1:9/base/").as_deref(),
-            Some("http://127.0.0.1:9/base")
-        );
+        assert_eq!(shown("https://API.core.today/").as_deref(), Some("https://api.core.today/"));
+        assert_eq!(shown("http://127.0.0.1:9/base/").as_deref(), Some("http://127.0.0.1:9/base"));
         for wrong in [
             "",
             "api.core.today",
@@ -133,10 +127,7 @@ mod tests {
 
     #[test]
     fn origins_have_no_path() {
-        assert_eq!(
-            origin("HTTP://Localhost:3000").ok().as_deref(),
-            Some("http://localhost:3000")
-        );
+        assert_eq!(origin("HTTP://Localhost:3000").ok().as_deref(), Some("http://localhost:3000"));
         for wrong in ["*", "null", "localhost", "http://a/", "http://", "http://*.x"] {
             assert!(origin(wrong).is_err(), "{wrong:?}");
         }

@@ -65,10 +65,7 @@ impl Table {
                 let table = Self::from_toml(table.get_ref());
                 for Entry { name, node, .. } in &table.0 {
                     // Where keys belong, a misspelled `kye = "..."` may be one too.
-                    node.hide_secrets(
-                        sounds_secret(name) || matches!(name.as_str(), "accounts" | "clients"),
-                        problems,
-                    );
+                    node.hide_secrets(sounds_secret(name) || matches!(name.as_str(), "accounts" | "clients"), problems);
                 }
                 table
             }
@@ -78,11 +75,7 @@ impl Table {
                 if may_break_a_secret(text, &span) {
                     problems.hide(&place);
                 }
-                problems.add(
-                    &place,
-                    format!("not TOML: {}", error.message().replace('\n', ", ")),
-                    None,
-                );
+                problems.add(&place, format!("not TOML: {}", error.message().replace('\n', ", ")), None);
                 Self::default()
             }
         }
@@ -99,15 +92,8 @@ impl Table {
             return;
         };
         let at = self.0.iter().position(|entry| entry.name == *first).unwrap_or_else(|| {
-            let empty = Node {
-                place: node.place.clone(),
-                value: Value::Table(Self::default()),
-            };
-            self.0.push(Entry {
-                name: (*first).to_owned(),
-                key: node.place.clone(),
-                node: empty,
-            });
+            let empty = Node { place: node.place.clone(), value: Value::Table(Self::default()) };
+            self.0.push(Entry { name: (*first).to_owned(), key: node.place.clone(), node: empty });
             self.0.len() - 1
         });
         if let Some(entry) = self.0.get_mut(at) {
@@ -136,10 +122,8 @@ impl Table {
     /// Tells `problems` where secrets stand. `secret`: an outer key already said that what is in here is one.
     fn hide_secrets(&self, secret: bool, problems: &Problems) {
         for Entry { name, node, .. } in &self.0 {
-            let harmless = matches!(
-                name.as_str(),
-                "env" | "file" | "description" | "plan" | "name" | "account" | "weight"
-            );
+            let harmless =
+                matches!(name.as_str(), "env" | "file" | "description" | "plan" | "name" | "account" | "weight");
             node.hide_secrets((secret && !harmless) || sounds_secret(name), problems);
         }
     }
@@ -156,10 +140,7 @@ impl Node {
             DeValue::Array(items) => Value::List(items.iter().map(Self::from_toml).collect()),
             DeValue::Table(table) => Value::Table(Table::from_toml(table)),
         };
-        Self {
-            place: Place::File(node.span()),
-            value,
-        }
+        Self { place: Place::File(node.span()), value }
     }
 
     fn hide_secrets(&self, secret: bool, problems: &Problems) {
@@ -175,15 +156,7 @@ impl Node {
 
 /// Whether a key of this name may hold a secret, misspelled or not.
 fn sounds_secret(name: &str) -> bool {
-    const WORDS: [&str; 7] = [
-        "key",
-        "token",
-        "secret",
-        "password",
-        "passwd",
-        "credential",
-        "authorization",
-    ];
+    const WORDS: [&str; 7] = ["key", "token", "secret", "password", "passwd", "credential", "authorization"];
     let name = name.to_ascii_lowercase();
     let sounds =
         |part: &str| part.ends_with("key") || part.ends_with("token") || suggest::nearest(part, WORDS).is_some();
@@ -204,30 +177,16 @@ fn start(place: &Place) -> usize {
 
 /// Whether the line of a syntax error may hold (a piece of) a secret, which cannot be known for sure before it parses.
 fn may_break_a_secret(text: &str, span: &Range<usize>) -> bool {
-    let line_end = text
-        .get(span.end..)
-        .and_then(|rest| rest.find('\n'))
-        .map_or(text.len(), |at| span.end + at);
+    let line_end = text.get(span.end..).and_then(|rest| rest.find('\n')).map_or(text.len(), |at| span.end + at);
     let until = text.get(..line_end).unwrap_or(text);
     // Inside a string of several lines it is unclear what the line is part of.
-    let inside = ["\"\"\"", "'''"]
-        .iter()
-        .any(|quote| until.matches(quote).count() % 2 == 1);
-    let line_start = text
-        .get(..span.start)
-        .and_then(|before| before.rfind('\n'))
-        .map_or(0, |at| at + 1);
+    let inside = ["\"\"\"", "'''"].iter().any(|quote| until.matches(quote).count() % 2 == 1);
+    let line_start = text.get(..span.start).and_then(|before| before.rfind('\n')).map_or(0, |at| at + 1);
     let line = text.get(line_start..line_end).unwrap_or_default().to_ascii_lowercase();
-    let header = text
-        .get(..line_start)
-        .unwrap_or_default()
-        .lines()
-        .rev()
-        .find(|line| line.trim_start().starts_with('['));
+    let header =
+        text.get(..line_start).unwrap_or_default().lines().rev().find(|line| line.trim_start().starts_with('['));
     let where_keys_belong = header.is_some_and(|header| header.contains("account") || header.contains("client"));
     inside
         || (where_keys_belong && line.contains(['"', '\'']))
-        || ["key", "token", "secret", "password", "@"]
-            .iter()
-            .any(|word| line.contains(word))
+        || ["key", "token", "secret", "password", "@"].iter().any(|word| line.contains(word))
 }

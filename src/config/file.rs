@@ -109,13 +109,7 @@ pub fn keys() -> impl Iterator<Item = &'static str> {
 /// The names that may stand below `pattern` (empty: at the top).
 pub(super) fn names_below(pattern: &str) -> Vec<&'static str> {
     let mut names: Vec<&'static str> = keys()
-        .filter_map(|path| {
-            if pattern.is_empty() {
-                Some(path)
-            } else {
-                path.strip_prefix(pattern)?.strip_prefix('.')
-            }
-        })
+        .filter_map(|path| if pattern.is_empty() { Some(path) } else { path.strip_prefix(pattern)?.strip_prefix('.') })
         .filter_map(|rest| rest.split('.').next())
         .collect();
     names.dedup();

@@ -57,14 +57,8 @@ impl Sources {
     /// Where there is no working directory any more.
     pub fn of_process(flags: Flags) -> std::io::Result<Self> {
         let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
-        let env = std::env::vars_os()
-            .map(|(name, value)| (text(name), text(value)))
-            .collect();
-        Ok(Self {
-            flags,
-            env,
-            cwd: std::env::current_dir()?,
-        })
+        let env = std::env::vars_os().map(|(name, value)| (text(name), text(value))).collect();
+        Ok(Self { flags, env, cwd: std::env::current_dir()? })
     }
 }
 
@@ -95,19 +89,12 @@ pub fn load(sources: &Sources) -> Result<Loaded, Report> {
     unknown::check(&table, &problems);
     overrides::apply(&mut table, &sources.env, &sources.flags, &problems);
     let mut context = Context {
-        surroundings: Surroundings {
-            env: &sources.env,
-            directory: &file.directory,
-        },
+        surroundings: Surroundings { env: &sources.env, directory: &file.directory },
         trusted: file.trusted,
         warnings: Vec::new(),
     };
     match build::build(&table, &mut context, &problems) {
-        Some(config) if problems.is_empty() => Ok(Loaded {
-            config,
-            warnings: context.warnings,
-            path: file.path,
-        }),
+        Some(config) if problems.is_empty() => Ok(Loaded { config, warnings: context.warnings, path: file.path }),
         _ => Err(problems.into_report(&file.name, &file.text)),
     }
 }
@@ -123,17 +110,10 @@ pub fn prepare(config: &Config) -> Result<(), Report> {
     };
     let failed = |what: &str, error: std::io::Error| {
         let help = "set state.path to a directory of your own, or state.store = \"memory\" to keep nothing";
-        Report::single(
-            format!("state.path {} {what}: {error}", path.display()),
-            Some(help.to_owned()),
-        )
+        Report::single(format!("state.path {} {what}: {error}", path.display()), Some(help.to_owned()))
     };
     let mut builder = std::fs::DirBuilder::new();
-    builder
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|error| failed("cannot be created", error))?;
+    builder.recursive(true).mode(0o700).create(path).map_err(|error| failed("cannot be created", error))?;
     let probe = path.join(format!(".write-test-{}", std::process::id()));
     // Never through a link that somebody else put there; one of ours may be left from a crash.
     let _ = std::fs::remove_file(&probe);
@@ -155,11 +135,7 @@ struct Found {
 }
 
 fn find(sources: &Sources) -> Result<Found, Report> {
-    let variable = sources
-        .env
-        .get(overrides::CONFIG)
-        .filter(|path| !path.is_empty())
-        .map(PathBuf::from);
+    let variable = sources.env.get(overrides::CONFIG).filter(|path| !path.is_empty()).map(PathBuf::from);
     if let Some(named) = sources.flags.config.clone().or(variable) {
         return read(&named, &sources.cwd, true);
     }
@@ -179,10 +155,7 @@ fn find(sources: &Sources) -> Result<Found, Report> {
     let help = format!(
         "`sluicegate init` writes {FILE}; `export {KEY}=...` is enough for the Free plan; `sluicegate demo` needs neither"
     );
-    Err(Report::single(
-        format!("there is no {FILE} here, and {KEY} is not set"),
-        Some(help),
-    ))
+    Err(Report::single(format!("there is no {FILE} here, and {KEY} is not set"), Some(help)))
 }
 
 fn read(named: &Path, cwd: &Path, trusted: bool) -> Result<Found, Report> {
@@ -197,10 +170,8 @@ fn read(named: &Path, cwd: &Path, trusted: bool) -> Result<Found, Report> {
     let mode = file.metadata().map_err(failed)?.permissions().mode();
     if mode & 0o022 != 0 {
         let help = format!("chmod go-w {name}");
-        let message = format!(
-            "{name} can be written by other users (mode {:o}), who could redirect the key",
-            mode & 0o777
-        );
+        let message =
+            format!("{name} can be written by other users (mode {:o}), who could redirect the key", mode & 0o777);
         return Err(Report::single(message, Some(help)));
     }
     let mut bytes = Vec::new();
@@ -210,13 +181,7 @@ fn read(named: &Path, cwd: &Path, trusted: bool) -> Result<Found, Report> {
     }
     let text = String::from_utf8(bytes).map_err(|error| not_utf8(&name, &error))?;
     let directory = path.parent().unwrap_or(cwd).to_path_buf();
-    Ok(Found {
-        path: Some(path),
-        name,
-        text: Cow::Owned(text),
-        directory,
-        trusted,
-    })
+    Ok(Found { path: Some(path), name, text: Cow::Owned(text), directory, trusted })
 }
 
 fn not_utf8(name: &str, error: &std::string::FromUtf8Error) -> Report {

@@ -13,18 +13,12 @@ pub(super) const CONFIG: &str = "SLUICEGATE_CONFIG";
 
 /// Lays flags over variables over the file.
 pub(super) fn apply(table: &mut Table, env: &BTreeMap<String, String>, flags: &Flags, problems: &Problems) {
-    for (name, text) in env
-        .iter()
-        .filter(|(name, text)| name.starts_with("SLUICEGATE_") && !text.is_empty())
-    {
+    for (name, text) in env.iter().filter(|(name, text)| name.starts_with("SLUICEGATE_") && !text.is_empty()) {
         if name == CONFIG || is_service_link(name, text) {
             continue;
         }
         let place = Place::Variable(name.clone());
-        match file::KEYS
-            .iter()
-            .find(|(path, _)| file::variable(path).as_ref() == Some(name))
-        {
+        match file::KEYS.iter().find(|(path, _)| file::variable(path).as_ref() == Some(name)) {
             Some((path, kind)) => set(table, path, place, *kind, text),
             None => report_unknown(name, &place, problems),
         }
@@ -43,13 +37,7 @@ pub(super) fn apply(table: &mut Table, env: &BTreeMap<String, String>, flags: &F
 
 fn set(table: &mut Table, path: &str, place: Place, kind: Kind, text: &str) {
     let path: Vec<&str> = path.split('.').collect();
-    table.set(
-        &path,
-        Node {
-            value: value(kind, text, &place),
-            place,
-        },
-    );
+    table.set(&path, Node { value: value(kind, text, &place), place });
 }
 
 /// The value that the text stands for; text that does not fit its kind stays text, for the reader to complain about.
@@ -66,14 +54,7 @@ fn value(kind: Kind, text: &str, place: &Place) -> Value {
         Kind::Texts | Kind::Numbers => {
             let kind = if kind == Kind::Texts { Kind::Text } else { Kind::Number };
             let items = text.split(',').filter(|item| !item.trim().is_empty());
-            Value::List(
-                items
-                    .map(|item| Node {
-                        value: value(kind, item, place),
-                        place: place.clone(),
-                    })
-                    .collect(),
-            )
+            Value::List(items.map(|item| Node { value: value(kind, item, place), place: place.clone() }).collect())
         }
     }
 }
@@ -84,10 +65,7 @@ fn report_unknown(name: &str, place: &Place, problems: &Problems) {
         let help = Some("unset it".to_owned());
         return problems.add(place, format!("{name} is not supported by this version"), help);
     }
-    let known: Vec<String> = file::keys()
-        .filter_map(file::variable)
-        .chain([CONFIG.to_owned()])
-        .collect();
+    let known: Vec<String> = file::keys().filter_map(file::variable).chain([CONFIG.to_owned()]).collect();
     let help = suggest::nearest(name, known.iter().map(String::as_str)).map_or_else(
         || "variables are named SLUICEGATE_<SECTION>_<KEY>".to_owned(),
         |near| format!("did you mean {near}?"),
@@ -98,9 +76,7 @@ fn report_unknown(name: &str, place: &Place, problems: &Problems) {
 /// Kubernetes puts variables like `SLUICEGATE_SERVICE_HOST` and `SLUICEGATE_PORT=tcp://…` into every pod when a Service is named
 /// `sluicegate`. They are not meant for us.
 fn is_service_link(name: &str, text: &str) -> bool {
-    let address = ["tcp://", "udp://", "sctp://"]
-        .iter()
-        .any(|scheme| text.starts_with(scheme));
+    let address = ["tcp://", "udp://", "sctp://"].iter().any(|scheme| text.starts_with(scheme));
     let port_part = ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| {
         name.contains("_PORT_") && (name.ends_with(protocol) || name.contains(&format!("{protocol}_")))
     });

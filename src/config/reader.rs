@@ -18,18 +18,12 @@ pub(super) struct Complaint {
 impl Complaint {
     /// `text` goes on from the key: "must be at least 1".
     pub(super) fn new(text: impl Into<String>) -> Self {
-        Self {
-            text: text.into(),
-            help: None,
-        }
+        Self { text: text.into(), help: None }
     }
 
     /// Adds what to do.
     pub(super) fn help(self, help: impl Into<String>) -> Self {
-        Self {
-            help: Some(help.into()),
-            ..self
-        }
+        Self { help: Some(help.into()), ..self }
     }
 
     /// `help`, if there is any.
@@ -50,24 +44,16 @@ pub(super) struct Section<'a> {
 impl<'a> Section<'a> {
     /// The whole document.
     pub(super) fn root(table: &'a Table, problems: &'a Problems) -> Self {
-        Self {
-            path: String::new(),
-            place: Place::Nowhere,
-            table: Some(table),
-            problems,
-        }
+        Self { path: String::new(), place: Place::Nowhere, table: Some(table), problems }
     }
 
     /// The table at `key`; an empty one if it is not there.
     pub(super) fn section(&self, key: &str) -> Section<'a> {
         match self.entry(key) {
             Some(entry) => self.inside(join(&self.path, key), entry.key.clone(), &entry.node),
-            None => Section {
-                path: join(&self.path, key),
-                place: self.place.clone(),
-                table: None,
-                problems: self.problems,
-            },
+            None => {
+                Section { path: join(&self.path, key), place: self.place.clone(), table: None, problems: self.problems }
+            }
         }
     }
 
@@ -78,10 +64,7 @@ impl<'a> Section<'a> {
             let path = join(&outer.path, &entry.name);
             (entry.name.as_str(), self.inside(path, entry.key.clone(), &entry.node))
         };
-        outer
-            .table
-            .map(|table| table.0.iter().map(inside).collect())
-            .unwrap_or_default()
+        outer.table.map(|table| table.0.iter().map(inside).collect()).unwrap_or_default()
     }
 
     /// The tables of the list at `key`.
@@ -92,8 +75,7 @@ impl<'a> Section<'a> {
         let path = join(&self.path, key);
         let Value::List(items) = &entry.node.value else {
             let help = Some(format!("write [[{path}]]"));
-            self.problems
-                .add(&entry.key, format!("{path} must be a list of tables"), help);
+            self.problems.add(&entry.key, format!("{path} must be a list of tables"), help);
             return Vec::new();
         };
         let inside =
@@ -105,19 +87,10 @@ impl<'a> Section<'a> {
         let table = if let Value::Table(table) = &node.value {
             Some(table)
         } else {
-            self.problems.add(
-                &node.place,
-                format!("{path} must be a table, not {}", node.value.kind()),
-                None,
-            );
+            self.problems.add(&node.place, format!("{path} must be a table, not {}", node.value.kind()), None);
             None
         };
-        Section {
-            path,
-            place,
-            table,
-            problems: self.problems,
-        }
+        Section { path, place, table, problems: self.problems }
     }
 
     fn entry(&self, key: &str) -> Option<&'a Entry> {
@@ -131,8 +104,7 @@ impl<'a> Section<'a> {
 
     /// Where the value at `key` came from; the section's own place if it is not there.
     pub(super) fn place(&self, key: &str) -> Place {
-        self.entry(key)
-            .map_or_else(|| self.place.clone(), |entry| entry.node.place.clone())
+        self.entry(key).map_or_else(|| self.place.clone(), |entry| entry.node.place.clone())
     }
 
     /// Records that the value at `key` is wrong.
@@ -143,8 +115,7 @@ impl<'a> Section<'a> {
 
     /// Records a problem of the table as a whole; the text goes on from its name.
     pub(super) fn complain_here(&self, complaint: Complaint) {
-        self.problems
-            .add(&self.place, format!("{} {}", self.path, complaint.text), complaint.help);
+        self.problems.add(&self.place, format!("{} {}", self.path, complaint.text), complaint.help);
     }
 
     /// The value at `key` through `parse`; `None` if it is missing or wrong.
@@ -299,10 +270,6 @@ fn bounded<T: PartialOrd + Copy>(
 /// Appends a key to a dotted path, in quotes where TOML needs them.
 pub(super) fn join(path: &str, key: &str) -> String {
     let bare = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
-    let key = if bare {
-        key.to_owned()
-    } else {
-        format!("\"{}\"", quoted(key).trim_matches('`'))
-    };
+    let key = if bare { key.to_owned() } else { format!("\"{}\"", quoted(key).trim_matches('`')) };
     if path.is_empty() { key } else { format!("{path}.{key}") }
 }

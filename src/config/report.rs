@@ -38,11 +38,7 @@ pub(super) struct Problems {
 impl Problems {
     /// Adds a problem.
     pub(super) fn add(&self, place: &Place, message: impl Into<String>, help: Option<String>) {
-        let problem = Problem {
-            place: place.clone(),
-            message: message.into(),
-            help,
-        };
+        let problem = Problem { place: place.clone(), message: message.into(), help };
         self.found.borrow_mut().push(problem);
     }
 
@@ -67,11 +63,7 @@ impl Problems {
             Place::File(span) => (2, span.start),
             Place::Nowhere => (3, 0),
         });
-        let page = Page {
-            name,
-            text,
-            hidden: self.hidden.into_inner(),
-        };
+        let page = Page { name, text, hidden: self.hidden.into_inner() };
         Report {
             plain: page.render(&found, &Renderer::plain()),
             styled: page.render(&found, &Renderer::styled()),
@@ -154,12 +146,7 @@ impl Page<'_> {
                         let within = span.start - shown.start..span.end - shown.start;
                         let source = self.text.get(shown).unwrap_or_default();
                         let annotation = AnnotationKind::Primary.span(within);
-                        title.element(
-                            Snippet::source(source)
-                                .line_start(line)
-                                .path(self.name)
-                                .annotation(annotation),
-                        )
+                        title.element(Snippet::source(source).line_start(line).path(self.name).annotation(annotation))
                     }
                     None => title.element(Origin::path(self.name).line(line).char_column(column)),
                 }
@@ -168,10 +155,7 @@ impl Page<'_> {
             Place::Flag(name) => title.element(Origin::path(format!("flag {name}"))),
             Place::Nowhere if !self.name.is_empty() => title.element(Origin::path(self.name)),
             Place::Nowhere => {
-                let help = problem
-                    .help
-                    .as_deref()
-                    .map(|help| Group::with_title(Level::HELP.secondary_title(help)));
+                let help = problem.help.as_deref().map(|help| Group::with_title(Level::HELP.secondary_title(help)));
                 return std::iter::once(Group::with_title(title)).chain(help).collect();
             }
         };
@@ -230,14 +214,10 @@ fn holds_key(line: &str) -> bool {
         value.len() < rest.len() && value.starts_with(['"', '\''])
     };
     let lower = line.to_ascii_lowercase();
-    if ["key", "token", "secret", "password"]
-        .iter()
-        .any(|word| lower.match_indices(word).any(assigns))
-    {
+    if ["key", "token", "secret", "password"].iter().any(|word| lower.match_indices(word).any(assigns)) {
         return true;
     }
-    line.split(|c: char| !(c.is_ascii_alphanumeric() || "_-+/=".contains(c)))
-        .any(looks_like_key)
+    line.split(|c: char| !(c.is_ascii_alphanumeric() || "_-+/=".contains(c))).any(looks_like_key)
 }
 
 /// Whether a word may be an API key: long, without spaces, letters and digits mixed.
@@ -253,11 +233,7 @@ pub(super) fn looks_like_key(word: &str) -> bool {
 
 /// Text of the file as it may stand in a message: short, without control characters, and never a key.
 pub(super) fn quoted(text: &str) -> String {
-    if looks_like_key(text) {
-        "(not shown)".to_owned()
-    } else {
-        format!("`{}`", escaped(text, 60))
-    }
+    if looks_like_key(text) { "(not shown)".to_owned() } else { format!("`{}`", escaped(text, 60)) }
 }
 
 /// At most `longest` characters, those that would move the cursor as escapes.

@@ -79,11 +79,7 @@ impl Source {
     /// Fetches the secret.
     pub(super) fn resolve(&self, surroundings: &Surroundings<'_>) -> Result<Found, Complaint> {
         let (value, origin, warning) = match self {
-            Self::Env(name) => (
-                from_env(name, surroundings.env)?,
-                format!("environment variable {name}"),
-                None,
-            ),
+            Self::Env(name) => (from_env(name, surroundings.env)?, format!("environment variable {name}"), None),
             Self::File(path) if looks_like_key(&path.to_string_lossy()) => {
                 return Err(Complaint::new("names a file that looks like a key itself").help(FORMS));
             }
@@ -92,18 +88,12 @@ impl Source {
                 let (value, warning) = from_file(&path)?;
                 (value, format!("file {}", path.display()), warning)
             }
-            Self::Command(program, arguments) => (
-                from_command(program, arguments, surroundings)?,
-                format!("command {program}"),
-                None,
-            ),
+            Self::Command(program, arguments) => {
+                (from_command(program, arguments, surroundings)?, format!("command {program}"), None)
+            }
         };
         match header_safe(&value) {
-            Ok(()) => Ok(Found {
-                secret: Secret::new(value),
-                origin,
-                warning,
-            }),
+            Ok(()) => Ok(Found { secret: Secret::new(value), origin, warning }),
             Err(what) => Err(Complaint::new(format!("from {origin} {what}"))),
         }
     }
@@ -131,18 +121,14 @@ fn variable_name(name: &str) -> Result<String, Complaint> {
     if bare && !pasted {
         Ok(name.to_owned())
     } else {
-        Err(Complaint::new(
-            "must hold the name of an environment variable, like { env = \"CORE_API_KEY\" }",
-        ))
+        Err(Complaint::new("must hold the name of an environment variable, like { env = \"CORE_API_KEY\" }"))
     }
 }
 
 fn command_line(value: &Value) -> Result<Source, Complaint> {
     let wrong = || Complaint::new("must have a command as a list of texts, the program first").help(FORMS);
     let Value::List(items) = value else { return Err(wrong()) };
-    let mut words = items
-        .iter()
-        .map(|item| text(&item.value).map(str::to_owned).map_err(|_| wrong()));
+    let mut words = items.iter().map(|item| text(&item.value).map(str::to_owned).map_err(|_| wrong()));
     let program = words.next().ok_or_else(wrong)??;
     if program.is_empty() {
         return Err(wrong());
@@ -152,13 +138,9 @@ fn command_line(value: &Value) -> Result<Source, Complaint> {
 
 fn from_env(name: &str, env: &BTreeMap<String, String>) -> Result<String, Complaint> {
     match env.get(name).map(String::as_str) {
-        None => Err(
-            Complaint::new(format!("needs the environment variable {name}, which is not set"))
-                .help(format!("export {name}=... before starting")),
-        ),
-        Some("") => Err(Complaint::new(format!(
-            "needs the environment variable {name}, which is empty"
-        ))),
+        None => Err(Complaint::new(format!("needs the environment variable {name}, which is not set"))
+            .help(format!("export {name}=... before starting"))),
+        Some("") => Err(Complaint::new(format!("needs the environment variable {name}, which is empty"))),
         Some(value) => Ok(value.to_owned()),
     }
 }
@@ -169,10 +151,7 @@ fn from_file(path: &Path) -> Result<(String, Option<String>), Complaint> {
     let file = std::fs::File::open(path).map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
     let warning = (meta.is_file() && is_open(meta.mode(), meta.uid())).then(|| {
-        format!(
-            "the secret file {shown} is open to other users (mode {:o}); chmod 600 it",
-            meta.mode() & 0o777
-        )
+        format!("the secret file {shown} is open to other users (mode {:o}); chmod 600 it", meta.mode() & 0o777)
     });
     let mut bytes = Vec::new();
     file.take(LONGEST + 3).read_to_end(&mut bytes).map_err(failed)?;
@@ -210,16 +189,9 @@ fn from_command(program: &str, arguments: &[String], surroundings: &Surroundings
     if status.success() {
         return Ok(one_line(&collect(&output)));
     }
-    let complaints: String = String::from_utf8_lossy(&collect(&complaints))
-        .trim()
-        .chars()
-        .take(200)
-        .collect();
-    let complaints: String = complaints
-        .split(char::is_control)
-        .filter(|line| !line.is_empty())
-        .collect::<Vec<_>>()
-        .join("; ");
+    let complaints: String = String::from_utf8_lossy(&collect(&complaints)).trim().chars().take(200).collect();
+    let complaints: String =
+        complaints.split(char::is_control).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
     Err(failed(format!("{status}")).maybe_help((!complaints.is_empty()).then(|| format!("it said: {complaints}"))))
 }
 
@@ -287,10 +259,7 @@ mod tests {
     #[test]
     fn commands_neither_block_nor_lose_what_they_print() {
         let env = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
-        let surroundings = Surroundings {
-            env: &env,
-            directory: Path::new("/"),
-        };
+        let surroundings = Surroundings { env: &env, directory: Path::new("/") };
         let run = |script: &str| from_command("sh", &["-c".to_owned(), script.to_owned()], &surroundings);
         assert!(run("yes | head -c 1000000; exit 1").is_err());
         assert_eq!(run("sleep 5 & echo first").ok().as_deref(), Some("first"));

@@ -44,9 +44,7 @@ fn is_near(word: &[char], candidate: &[char]) -> bool {
 
 /// Case and the choice between `-` and `_` are not what people get wrong on purpose.
 fn plain(word: &str) -> Vec<char> {
-    word.chars()
-        .map(|c| if c == '-' { '_' } else { c.to_ascii_lowercase() })
-        .collect()
+    word.chars().map(|c| if c == '-' { '_' } else { c.to_ascii_lowercase() }).collect()
 }
 
 /// Levenshtein's distance, one row at a time.

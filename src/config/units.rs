@@ -60,9 +60,7 @@ pub(super) fn size(text: &str) -> Result<u64, Complaint> {
         return Err(wrong().help(help));
     };
     let number: u64 = number.parse().map_err(|_| wrong().help("the number must be whole"))?;
-    number
-        .checked_mul(*factor)
-        .ok_or_else(|| Complaint::new("is too large"))
+    number.checked_mul(*factor).ok_or_else(|| Complaint::new("is too large"))
 }
 
 /// A size as people write it.
@@ -74,18 +72,10 @@ pub(super) fn show_size(bytes: u64) -> String {
         .find(|(_, factor)| bytes > 0 && bytes.is_multiple_of(*factor))
         .map_or_else(
             || {
-                if bytes == 1 {
-                    "1 byte".to_owned()
-                } else {
-                    format!("{bytes} bytes")
-                }
+                if bytes == 1 { "1 byte".to_owned() } else { format!("{bytes} bytes") }
             },
             |(name, factor)| {
-                format!(
-                    "{}{}iB",
-                    bytes / factor,
-                    name.chars().take(1).collect::<String>().to_ascii_uppercase()
-                )
+                format!("{}{}iB", bytes / factor, name.chars().take(1).collect::<String>().to_ascii_uppercase())
             },
         )
 }

@@ -16,11 +16,7 @@ fn walk(table: &Table, path: &str, pattern: &str, problems: &Problems) {
     for entry in &table.0 {
         let path = join(path, &entry.name);
         let name = if known.contains(&"*") { "*" } else { entry.name.as_str() };
-        let pattern = if pattern.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{pattern}.{name}")
-        };
+        let pattern = if pattern.is_empty() { name.to_owned() } else { format!("{pattern}.{name}") };
         if known.contains(&name) {
             if !file::is_value(&pattern) {
                 descend(&entry.node.value, &path, &pattern, problems);
@@ -29,11 +25,7 @@ fn walk(table: &Table, path: &str, pattern: &str, problems: &Problems) {
             let help = Some("remove it".to_owned());
             problems.add(&entry.key, format!("{path} is not supported by this version"), help);
         } else {
-            problems.add(
-                &entry.key,
-                format!("{path} is not a known key"),
-                advice(entry, &pattern, &known),
-            );
+            problems.add(&entry.key, format!("{path} is not a known key"), advice(entry, &pattern, &known));
         }
     }
 }

@@ -92,12 +92,7 @@ pub async fn run(args: MockArgs) -> io::Result<()> {
         _ = terminated.recv() => {}
     }
     let stats = mock.stats();
-    println!(
-        "{} requests, {} jobs; {}",
-        stats.attempts,
-        stats.creates_accepted,
-        refusals(&stats.keys)
-    );
+    println!("{} requests, {} jobs; {}", stats.attempts, stats.creates_accepted, refusals(&stats.keys));
     mock.shutdown().await;
     Ok(())
 }
@@ -109,11 +104,7 @@ fn banner(mock: &Mock) -> String {
         RunTime::Fixed(d) => format!("{d:?}"),
         RunTime::Uniform(low, high) => format!("{low:?} to {high:?}"),
     };
-    let keys = if options.keys.is_empty() {
-        "any".to_owned()
-    } else {
-        options.keys.len().to_string()
-    };
+    let keys = if options.keys.is_empty() { "any".to_owned() } else { options.keys.len().to_string() };
     let (requests, jobs) = (or_any(options.requests), or_any(options.concurrent_jobs));
     let url = mock.url();
     format!(
@@ -135,11 +126,7 @@ fn refusals(keys: &std::collections::BTreeMap<String, KeyStats>) -> String {
 
 fn positive(text: &str) -> Result<Duration, String> {
     let duration = parse_duration(text)?;
-    if duration.is_zero() {
-        Err("must be longer than nothing".to_owned())
-    } else {
-        Ok(duration)
-    }
+    if duration.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(duration) }
 }
 
 fn factor(text: &str) -> Result<f64, String> {

@@ -90,16 +90,8 @@ impl Books {
 
     /// How long the next request waits before it is counted.
     pub(super) fn count_delay(&mut self) -> Duration {
-        let Options {
-            count_delay,
-            count_jitter,
-            ..
-        } = *self.options;
-        if count_jitter.is_zero() {
-            count_delay
-        } else {
-            count_delay + count_jitter.mul_f64(self.dice.f64())
-        }
+        let Options { count_delay, count_jitter, .. } = *self.options;
+        if count_jitter.is_zero() { count_delay } else { count_delay + count_jitter.mul_f64(self.dice.f64()) }
     }
 
     /// Enters a request without a good credential.
@@ -117,27 +109,17 @@ impl Books {
         let number = self.log.push(seen);
         self.totals.attempts += 1;
         let Some(entry) = self.accounts.get_mut(book) else {
-            return Ticket {
-                number,
-                book,
-                verdict: None,
-            };
+            return Ticket { number, book, verdict: None };
         };
         entry.stats.attempts += 1;
         if counted {
             entry.peak.add(at, self.options.window);
         }
         let now = self.epoch.since_start(at);
-        let verdict = entry.meter.as_mut().map(|meter| {
-            if counted {
-                meter.hit(now)
-            } else {
-                Verdict {
-                    allowed: true,
-                    ..meter.look(now)
-                }
-            }
-        });
+        let verdict = entry
+            .meter
+            .as_mut()
+            .map(|meter| if counted { meter.hit(now) } else { Verdict { allowed: true, ..meter.look(now) } });
         if verdict.is_some_and(|verdict| !verdict.allowed) {
             entry.stats.refused_rate_429 += 1;
             self.totals.refused_rate_429 += 1;
@@ -210,38 +192,19 @@ impl Books {
             stats.max_in_window = stats.max_in_window.max(book.peak.peak);
             stats.keys.insert(book.key.clone(), book.stats.clone());
         }
-        (
-            stats,
-            self.accounts.iter().filter_map(|book| book.live.next_end()).min(),
-        )
+        (stats, self.accounts.iter().filter_map(|book| book.live.next_end()).min())
     }
 
     fn open(&mut self) {
         let options = Arc::clone(&self.options);
-        let names = if options.keys.is_empty() {
-            vec![ANY]
-        } else {
-            vec![SESSION]
-        };
+        let names = if options.keys.is_empty() { vec![ANY] } else { vec![SESSION] };
         for key in options.keys.iter().map(String::as_str).chain(names) {
             let meter = options.requests.map(|limit| {
-                Meter::new(
-                    &options.counter,
-                    limit,
-                    options.window,
-                    self.epoch.offset(),
-                    options.count_refused,
-                )
+                Meter::new(&options.counter, limit, options.window, self.epoch.offset(), options.count_refused)
             });
             self.by_key.insert(key.to_owned(), self.accounts.len());
             let (live, peak, stats) = (Live::default(), WindowPeak::default(), KeyStats::default());
-            self.accounts.push(Book {
-                key: key.to_owned(),
-                meter,
-                live,
-                peak,
-                stats,
-            });
+            self.accounts.push(Book { key: key.to_owned(), meter, live, peak, stats });
         }
     }
 }

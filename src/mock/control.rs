@@ -50,10 +50,7 @@ pub(super) async fn answer(
 
 fn stats(shared: &Shared) -> Response<Reply> {
     let (mut stats, _) = shared.peek(super::books::Books::stats);
-    stats.keys = std::mem::take(&mut stats.keys)
-        .into_iter()
-        .map(|(key, stats)| (masked(&key), stats))
-        .collect();
+    stats.keys = std::mem::take(&mut stats.keys).into_iter().map(|(key, stats)| (masked(&key), stats)).collect();
     match serde_json::to_value(&stats) {
         Ok(stats) => ok(&stats),
         Err(e) => error(StatusCode::INTERNAL_SERVER_ERROR, &e.to_string()),

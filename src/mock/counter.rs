@@ -37,10 +37,7 @@ impl fmt::Display for Counter {
             Self::Sliding => f.write_str("sliding"),
             Self::TokenBucket { capacity: None } => f.write_str("token-bucket"),
             Self::TokenBucket { capacity: Some(n) } => write!(f, "token-bucket:{n}"),
-            Self::TwoBucket {
-                short_limit,
-                short_window,
-            } => {
+            Self::TwoBucket { short_limit, short_window } => {
                 write!(f, "two-bucket:{short_limit}/{}s", short_window.as_secs_f64())
             }
         }
@@ -51,9 +48,7 @@ impl FromStr for Counter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (name, rest) = text
-            .split_once(':')
-            .map_or((text, None), |(name, rest)| (name, Some(rest)));
+        let (name, rest) = text.split_once(':').map_or((text, None), |(name, rest)| (name, Some(rest)));
         let count = |digits: &str| match digits.parse() {
             Ok(0) | Err(_) => Err(format!("`{digits}` is not a count of at least 1")),
             Ok(n) => Ok(n),
@@ -63,21 +58,11 @@ impl FromStr for Counter {
             ("anchored", None) => Ok(Self::Anchored),
             ("sliding", None) => Ok(Self::Sliding),
             ("token-bucket", None) => Ok(Self::TokenBucket { capacity: None }),
-            ("token-bucket", Some(n)) => Ok(Self::TokenBucket {
-                capacity: Some(count(n)?),
-            }),
-            ("two-bucket", None) => Ok(Self::TwoBucket {
-                short_limit: 10,
-                short_window: Duration::from_secs(1),
-            }),
+            ("token-bucket", Some(n)) => Ok(Self::TokenBucket { capacity: Some(count(n)?) }),
+            ("two-bucket", None) => Ok(Self::TwoBucket { short_limit: 10, short_window: Duration::from_secs(1) }),
             ("two-bucket", Some(rest)) => {
-                let (n, per) = rest
-                    .split_once('/')
-                    .ok_or("two-bucket is written like two-bucket:10/1s")?;
-                Ok(Self::TwoBucket {
-                    short_limit: count(n)?,
-                    short_window: parse_duration(per)?,
-                })
+                let (n, per) = rest.split_once('/').ok_or("two-bucket is written like two-bucket:10/1s")?;
+                Ok(Self::TwoBucket { short_limit: count(n)?, short_window: parse_duration(per)? })
             }
             _ => Err(format!(
                 "`{text}` is not one of fixed, anchored, sliding, token-bucket[:CAPACITY], two-bucket[:LIMIT/WINDOW]"
@@ -92,28 +77,11 @@ mod tests {
 
     #[test]
     fn every_counter_is_read_as_it_is_written() {
-        for text in [
-            "fixed",
-            "anchored",
-            "sliding",
-            "token-bucket",
-            "token-bucket:6",
-            "two-bucket:10/1s",
-        ] {
-            assert_eq!(
-                text.parse::<Counter>().map(|counter| counter.to_string()),
-                Ok(text.to_owned())
-            );
+        for text in ["fixed", "anchored", "sliding", "token-bucket", "token-bucket:6", "two-bucket:10/1s"] {
+            assert_eq!(text.parse::<Counter>().map(|counter| counter.to_string()), Ok(text.to_owned()));
         }
         assert_eq!("two-bucket".parse::<Counter>(), "two-bucket:10/1s".parse());
-        for text in [
-            "",
-            "fixed:3",
-            "token-bucket:0",
-            "two-bucket:10",
-            "two-bucket:10/x",
-            "leaky",
-        ] {
+        for text in ["", "fixed:3", "token-bucket:0", "two-bucket:10", "two-bucket:10/x", "leaky"] {
             assert!(text.parse::<Counter>().is_err(), "{text}");
         }
     }

@@ -15,10 +15,7 @@ impl Epoch {
     /// `wall` is what the wall clock shows now.
     pub(super) fn starting_at(wall: SystemTime) -> Self {
         let wall = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self {
-            start: Instant::now(),
-            wall,
-        }
+        Self { start: Instant::now(), wall }
     }
 
     /// Time since the start.

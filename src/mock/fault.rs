@@ -57,13 +57,7 @@ impl Fault {
     /// Strikes the next request with this method (`""`: any) whose path starts with `path`.
     #[must_use]
     pub fn on(self, method: &str, path: &str) -> Planned {
-        Planned {
-            method: method.to_owned(),
-            path: path.to_owned(),
-            skip: 0,
-            times: 1,
-            fault: self,
-        }
+        Planned { method: method.to_owned(), path: path.to_owned(), skip: 0, times: 1, fault: self }
     }
 }
 
@@ -125,11 +119,7 @@ impl Script {
             return None;
         }
         planned.times -= 1;
-        if planned.times == 0 {
-            Some(self.0.remove(place).fault)
-        } else {
-            Some(planned.fault.clone())
-        }
+        if planned.times == 0 { Some(self.0.remove(place).fault) } else { Some(planned.fault.clone()) }
     }
 }
 
@@ -148,16 +138,10 @@ mod tests {
     #[test]
     fn faults_strike_in_order_as_often_as_planned() {
         let mut script = Script::default();
-        script.add([
-            Fault::ResetBefore.on("POST", "/v1/predictions").after(1).times(2),
-            Fault::HalfBody.on("", "/v1"),
-        ]);
+        script.add([Fault::ResetBefore.on("POST", "/v1/predictions").after(1).times(2), Fault::HalfBody.on("", "/v1")]);
         let mut create = || script.take(&Method::POST, "/v1/predictions");
         assert_eq!(create(), None);
-        assert_eq!(
-            [create(), create()],
-            [Some(Fault::ResetBefore), Some(Fault::ResetBefore)]
-        );
+        assert_eq!([create(), create()], [Some(Fault::ResetBefore), Some(Fault::ResetBefore)]);
         assert_eq!([create(), create()], [Some(Fault::HalfBody), None]);
     }
 
@@ -167,22 +151,7 @@ mod tests {
                        {"fault":"slow_head","delay":"1.5s"}]"#;
         let read: Vec<Planned> = serde_json::from_str(text).expect("valid faults");
         let headers = BTreeMap::from([("retry-after".to_owned(), "1".to_owned())]);
-        assert_eq!(
-            read[0],
-            Fault::Status {
-                code: 503,
-                headers,
-                execute: false
-            }
-            .on("POST", "/v1")
-            .times(2)
-        );
-        assert_eq!(
-            read[1],
-            Fault::SlowHead {
-                delay: Duration::from_millis(1_500)
-            }
-            .on("", "")
-        );
+        assert_eq!(read[0], Fault::Status { code: 503, headers, execute: false }.on("POST", "/v1").times(2));
+        assert_eq!(read[1], Fault::SlowHead { delay: Duration::from_millis(1_500) }.on("", ""));
     }
 }

@@ -54,10 +54,7 @@ pub(super) async fn handle(link: Arc<Link>, request: Request<Incoming>) -> Resul
         method: parts.method.clone(),
         path: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
         status: 0,
-        key: credential
-            .as_ref()
-            .map(|credential| credential.secret.clone())
-            .unwrap_or_default(),
+        key: credential.as_ref().map(|credential| credential.secret.clone()).unwrap_or_default(),
         headers: Arc::clone(&headers),
         job: None,
         counted: shared.options.count_polls || !is_poll,
@@ -74,13 +71,7 @@ pub(super) async fn handle(link: Arc<Link>, request: Request<Incoming>) -> Resul
     let Some(ticket) = ticket else {
         return Ok(error(StatusCode::UNAUTHORIZED, "invalid or missing API key"));
     };
-    let call = Call {
-        shared,
-        ticket,
-        method: parts.method,
-        uri: parts.uri,
-        headers,
-    };
+    let call = Call { shared, ticket, method: parts.method, uri: parts.uri, headers };
     let answer = match ticket.verdict {
         Some(verdict) if !verdict.allowed => Ok(refusal(&verdict)),
         _ => serve(&link, &call, body).await,
@@ -90,9 +81,7 @@ pub(super) async fn handle(link: Arc<Link>, request: Request<Incoming>) -> Resul
 
 /// Carries out what was let in, or lets a fault strike.
 async fn serve(link: &Arc<Link>, call: &Call, body: Incoming) -> Result<Response<Reply>, Cut> {
-    let fault = call
-        .shared
-        .peek(|books| books.script.take(&call.method, call.uri.path()));
+    let fault = call.shared.peek(|books| books.script.take(&call.method, call.uri.path()));
     let Some(fault) = fault else {
         return routes::route(call, body).await;
     };
@@ -102,11 +91,7 @@ async fn serve(link: &Arc<Link>, call: &Call, body: Incoming) -> Result<Response
         Fault::ResetBefore => false,
         Fault::ResetAfter | Fault::HalfBody | Fault::SlowHead { .. } | Fault::CloseIdle => true,
     };
-    let answer = if execute {
-        routes::route(call, body).await?
-    } else {
-        Response::new(Reply::whole(Bytes::new()))
-    };
+    let answer = if execute { routes::route(call, body).await? } else { Response::new(Reply::whole(Bytes::new())) };
     match fault {
         Fault::Status { code, headers, .. } => Ok(other_status(code, &headers)),
         Fault::ResetBefore | Fault::ResetAfter => Err(Cut::Scripted),
@@ -133,26 +118,17 @@ async fn finish(call: &Call, answer: Result<Response<Reply>, Cut>) -> Result<Res
     let mut answer = answer?;
     if let Some(verdict) = call.ticket.verdict.filter(|_| options.rate_headers) {
         let reset = call.shared.epoch.reset_secs(verdict.reset);
-        for (name, value) in [
-            ("x-ratelimit-remaining", verdict.remaining.into()),
-            ("x-ratelimit-reset", reset),
-        ] {
-            answer
-                .headers_mut()
-                .entry(name)
-                .or_insert_with(|| HeaderValue::from(value));
+        for (name, value) in [("x-ratelimit-remaining", verdict.remaining.into()), ("x-ratelimit-reset", reset)] {
+            answer.headers_mut().entry(name).or_insert_with(|| HeaderValue::from(value));
         }
     }
-    call.shared
-        .books(|books| books.answer(call.ticket, answer.status().as_u16()));
+    call.shared.books(|books| books.answer(call.ticket, answer.status().as_u16()));
     Ok(answer)
 }
 
 fn refusal(verdict: &Verdict) -> Response<Reply> {
     let mut answer = error(StatusCode::TOO_MANY_REQUESTS, "rate limit exceeded");
-    answer
-        .headers_mut()
-        .insert(RETRY_AFTER, HeaderValue::from(ceil_secs(verdict.wait).max(1)));
+    answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(ceil_secs(verdict.wait).max(1)));
     answer
 }
 
@@ -191,9 +167,7 @@ impl Credential {
         } else {
             headers.get("x-api-key").and_then(text).or_else(bearer)
         };
-        secret
-            .filter(|secret| !secret.is_empty())
-            .map(|secret| Self { secret, session })
+        secret.filter(|secret| !secret.is_empty()).map(|secret| Self { secret, session })
     }
 }
 
@@ -214,10 +188,7 @@ mod tests {
         assert_eq!(shown("/v1/predictions", &[key]).as_deref(), Some("cdt_k"));
         assert_eq!(shown("/v1/predictions", &[bearer]).as_deref(), Some("cdt_b"));
         assert_eq!(shown("/llm/openai/v1/models", &[bearer]).as_deref(), Some("cdt_b"));
-        assert_eq!(
-            shown("/v1/reports/generate", &[("authorization", "Bearer user")]).as_deref(),
-            Some("user")
-        );
+        assert_eq!(shown("/v1/reports/generate", &[("authorization", "Bearer user")]).as_deref(), Some("user"));
         assert_eq!(shown("/llm/anthropic/v1/messages", &[key]), None);
         assert_eq!(shown("/v1/reports/generate", &[bearer]), None);
         assert_eq!(shown("/v1/predictions", &[("authorization", "Basic cdt_b")]), None);

@@ -116,12 +116,7 @@ pub(super) struct Jobs {
 
 impl Jobs {
     pub(super) fn new(seed: u64) -> Self {
-        Self {
-            by_id: HashMap::new(),
-            order: VecDeque::new(),
-            last: 0,
-            tag: seed & 0xffff,
-        }
+        Self { by_id: HashMap::new(), order: VecDeque::new(), last: 0, tag: seed & 0xffff }
     }
 
     /// Forgets all jobs; their ids are not used again.
@@ -236,16 +231,10 @@ mod tests {
         assert_eq!(job.status(Instant::now(), Dialect::B), "pending");
         advance(Duration::from_secs(1)).await;
         assert_eq!(job.status(Instant::now(), Dialect::B), "processing");
-        assert_eq!(
-            (job.status(Instant::now(), Dialect::A), live.count(Instant::now())),
-            ("pending", 1)
-        );
+        assert_eq!((job.status(Instant::now(), Dialect::A), live.count(Instant::now())), ("pending", 1));
         advance(Duration::from_secs(1)).await;
         assert_eq!(job.status(Instant::now(), Dialect::B), "completed");
-        assert_eq!(
-            (job.status(Instant::now(), Dialect::A), live.count(Instant::now())),
-            ("succeeded", 0)
-        );
+        assert_eq!((job.status(Instant::now(), Dialect::A), live.count(Instant::now())), ("succeeded", 0));
     }
 
     #[tokio::test(start_paused = true)]
@@ -253,9 +242,7 @@ mod tests {
         let (mut jobs, mut live) = (Jobs::new(0), Live::default());
         let job = jobs.start(0, two_seconds(), Instant::now(), Dialect::A).clone();
         live.add(&job);
-        let ended = jobs
-            .end(&job.id, Some(Ending::Cancelled), Instant::now(), &mut live)
-            .expect("the job");
+        let ended = jobs.end(&job.id, Some(Ending::Cancelled), Instant::now(), &mut live).expect("the job");
         assert_eq!(ended.status(Instant::now(), Dialect::A), "canceled");
         assert_eq!(live.count(Instant::now()), 0);
     }

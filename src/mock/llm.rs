@@ -33,10 +33,7 @@ pub(super) async fn route(call: &Call, path: &[&str], body: Incoming) -> Result<
         ["openai", "v1", "chat", "completions"] | ["gemini", "v1beta", "openai", "chat", "completions"] => {
             let chat = Chat::of(json["model"].as_str(), &json["messages"], "content");
             if json["stream"] == true {
-                stream(
-                    call,
-                    openai::stream(&chat, created, json["stream_options"]["include_usage"] == true),
-                )
+                stream(call, openai::stream(&chat, created, json["stream_options"]["include_usage"] == true))
             } else {
                 ok(&openai::completion(&chat, created))
             }
@@ -44,11 +41,7 @@ pub(super) async fn route(call: &Call, path: &[&str], body: Incoming) -> Result<
         ["openai", "v1", "embeddings"] | ["gemini", "v1beta", "openai", "embeddings"] => ok(&openai::embeddings(&json)),
         ["anthropic", "v1", "messages"] => {
             let chat = Chat::of(json["model"].as_str(), &json["messages"], "content");
-            if json["stream"] == true {
-                stream(call, anthropic::stream(&chat))
-            } else {
-                ok(&anthropic::message(&chat))
-            }
+            if json["stream"] == true { stream(call, anthropic::stream(&chat)) } else { ok(&anthropic::message(&chat)) }
         }
         ["anthropic", "v1", "messages", "count_tokens"] => {
             let chat = Chat::of(json["model"].as_str(), &json["messages"], "content");
@@ -83,22 +76,16 @@ impl Chat {
     fn of(model: Option<&str>, turns: &Value, field: &str) -> Self {
         let texts = |turn: &Value| match &turn[field] {
             Value::String(text) => text.clone(),
-            parts => parts
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(|part| part["text"].as_str())
-                .collect::<String>(),
+            parts => {
+                parts.as_array().into_iter().flatten().filter_map(|part| part["text"].as_str()).collect::<String>()
+            }
         };
         let turns: Vec<String> = match turns {
             Value::String(text) => vec![text.clone()],
             turns => turns.as_array().into_iter().flatten().map(texts).collect(),
         };
         let prompt = turns.last().map_or("", String::as_str);
-        let answer = format!(
-            "The mock has read {} characters and has nothing to add.",
-            prompt.chars().count()
-        );
+        let answer = format!("The mock has read {} characters and has nothing to add.", prompt.chars().count());
         Self {
             model: model.unwrap_or("mock-model").to_owned(),
             pieces: answer.split_inclusive(' ').map(str::to_owned).collect(),

@@ -31,16 +31,9 @@ pub(super) struct Meter {
 #[derive(Debug)]
 enum Books {
     /// Fixed and anchored windows; `aligned` is the epoch offset of the mock's start for fixed ones.
-    Window {
-        aligned: Option<Duration>,
-        ends: Duration,
-        used: u32,
-    },
+    Window { aligned: Option<Duration>, ends: Duration, used: u32 },
     /// Arrivals younger than the window, oldest first, and the short limit of two buckets.
-    Log {
-        arrivals: VecDeque<Duration>,
-        short: Option<(u32, Duration)>,
-    },
+    Log { arrivals: VecDeque<Duration>, short: Option<(u32, Duration)> },
     /// A cell costs `window` and `limit` come back per nanosecond, so that nothing is ever rounded.
     Bucket { credit: u128, capacity: u32, at: Duration },
 }
@@ -50,42 +43,18 @@ impl Meter {
     pub(super) fn new(counter: &Counter, limit: u32, window: Duration, offset: Duration, count_refused: bool) -> Self {
         let window = window.max(Duration::from_nanos(1));
         let books = match *counter {
-            Counter::Fixed => Books::Window {
-                aligned: Some(offset),
-                ends: Duration::ZERO,
-                used: 0,
-            },
-            Counter::Anchored => Books::Window {
-                aligned: None,
-                ends: Duration::ZERO,
-                used: 0,
-            },
-            Counter::Sliding => Books::Log {
-                arrivals: VecDeque::new(),
-                short: None,
-            },
-            Counter::TwoBucket {
-                short_limit,
-                short_window,
-            } => Books::Log {
-                arrivals: VecDeque::new(),
-                short: Some((short_limit, short_window)),
-            },
+            Counter::Fixed => Books::Window { aligned: Some(offset), ends: Duration::ZERO, used: 0 },
+            Counter::Anchored => Books::Window { aligned: None, ends: Duration::ZERO, used: 0 },
+            Counter::Sliding => Books::Log { arrivals: VecDeque::new(), short: None },
+            Counter::TwoBucket { short_limit, short_window } => {
+                Books::Log { arrivals: VecDeque::new(), short: Some((short_limit, short_window)) }
+            }
             Counter::TokenBucket { capacity } => {
                 let capacity = capacity.unwrap_or(limit);
-                Books::Bucket {
-                    credit: u128::from(capacity) * window.as_nanos(),
-                    capacity,
-                    at: Duration::ZERO,
-                }
+                Books::Bucket { credit: u128::from(capacity) * window.as_nanos(), capacity, at: Duration::ZERO }
             }
         };
-        Self {
-            limit,
-            window,
-            count_refused,
-            books,
-        }
+        Self { limit, window, count_refused, books }
     }
 
     /// Counts one request arriving at `now`.
@@ -95,15 +64,7 @@ impl Meter {
             self.take(now);
         }
         let after = self.look(now);
-        if before.allowed {
-            Verdict {
-                allowed: true,
-                wait: Duration::ZERO,
-                ..after
-            }
-        } else {
-            after
-        }
+        if before.allowed { Verdict { allowed: true, wait: Duration::ZERO, ..after } } else { after }
     }
 
     /// What a request arriving at `now` would be told, without counting it.
@@ -114,11 +75,7 @@ impl Meter {
                 if now >= *ends {
                     *used = 0;
                 }
-                let reset = if now >= *ends {
-                    now + next_window(*aligned, window, now)
-                } else {
-                    *ends
-                };
+                let reset = if now >= *ends { now + next_window(*aligned, window, now) } else { *ends };
                 verdict(limit.saturating_sub(*used), reset, reset, now)
             }
             Books::Log { arrivals, short } => {
@@ -170,29 +127,16 @@ fn look_at_log(
     };
     let used = |window: Duration| arrivals.len() - arrivals.partition_point(|&at| at + window <= now);
     let left = |limit: u32, window: Duration| limit.saturating_sub(u32::try_from(used(window)).unwrap_or(u32::MAX));
-    let remaining = short
-        .map_or(u32::MAX, |(limit, window)| left(limit, window))
-        .min(left(limit, window));
-    let free = leaves(limit, window)
-        .max(short.and_then(|(limit, window)| leaves(limit, window)))
-        .unwrap_or(now);
+    let remaining = short.map_or(u32::MAX, |(limit, window)| left(limit, window)).min(left(limit, window));
+    let free = leaves(limit, window).max(short.and_then(|(limit, window)| leaves(limit, window))).unwrap_or(now);
     let reset = arrivals.front().map_or(now + window, |&at| at + window);
     verdict(remaining, if remaining == 0 { free } else { reset }, free, now)
 }
 
 fn verdict(remaining: u32, reset: Duration, free: Duration, now: Duration) -> Verdict {
     let allowed = remaining > 0;
-    let wait = if allowed {
-        Duration::ZERO
-    } else {
-        free.saturating_sub(now)
-    };
-    Verdict {
-        allowed,
-        remaining,
-        reset,
-        wait,
-    }
+    let wait = if allowed { Duration::ZERO } else { free.saturating_sub(now) };
+    Verdict { allowed, remaining, reset, wait }
 }
 
 /// How long a window that starts with a request at `now` lasts: up to the next boundary, if they are aligned.
@@ -218,9 +162,7 @@ mod tests {
 
     /// How many of `n` requests at `secs` are let through.
     fn admitted(meter: &mut Meter, n: u32, secs: f64) -> u32 {
-        (0..n)
-            .map(|_| u32::from(meter.hit(Duration::from_secs_f64(secs)).allowed))
-            .sum()
+        (0..n).map(|_| u32::from(meter.hit(Duration::from_secs_f64(secs)).allowed)).sum()
     }
 
     #[test]
@@ -263,13 +205,7 @@ mod tests {
 
     #[test]
     fn two_buckets_hold_both_limits() {
-        let mut m = meter(
-            &Counter::TwoBucket {
-                short_limit: 2,
-                short_window: Duration::from_secs(1),
-            },
-            5,
-        );
+        let mut m = meter(&Counter::TwoBucket { short_limit: 2, short_window: Duration::from_secs(1) }, 5);
         assert_eq!(admitted(&mut m, 9, 0.0), 2);
         assert_eq!(m.hit(Duration::from_millis(250)).wait, Duration::from_millis(750));
         assert_eq!(admitted(&mut m, 9, 1.0), 2);

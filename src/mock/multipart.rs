@@ -37,8 +37,7 @@ impl Multipart {
         let (kind, parameters) = content_type.split_once(';')?;
         let boundary = parameters.split(';').find_map(|parameter| {
             let (name, value) = parameter.trim().split_once('=')?;
-            name.eq_ignore_ascii_case("boundary")
-                .then(|| value.trim().trim_matches('"'))
+            name.eq_ignore_ascii_case("boundary").then(|| value.trim().trim_matches('"'))
         })?;
         (kind.trim().eq_ignore_ascii_case("multipart/form-data") && !boundary.is_empty()).then(|| Self {
             delimiter: format!("\r\n--{boundary}").into_bytes(),
@@ -129,9 +128,7 @@ impl Multipart {
 
 /// The `name` of a part's `Content-Disposition`.
 fn part_name(head: &str) -> String {
-    let line = head
-        .lines()
-        .find(|line| line.to_ascii_lowercase().starts_with("content-disposition"));
+    let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with("content-disposition"));
     let value = line.and_then(|line| line.split(';').find_map(|piece| piece.trim().strip_prefix("name=")));
     value.unwrap_or_default().trim_matches('"').to_owned()
 }

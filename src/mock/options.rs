@@ -86,12 +86,7 @@ impl Options {
         if let Counter::TwoBucket { short_window, .. } = &mut self.counter {
             *short_window = scale(*short_window);
         }
-        for run_time in self
-            .model_run_times
-            .iter_mut()
-            .map(|(_, run_time)| run_time)
-            .chain([&mut self.run_time])
-        {
+        for run_time in self.model_run_times.iter_mut().map(|(_, run_time)| run_time).chain([&mut self.run_time]) {
             *run_time = match *run_time {
                 RunTime::Fixed(d) => RunTime::Fixed(scale(d)),
                 RunTime::Uniform(low, high) => RunTime::Uniform(scale(low), scale(high)),
@@ -102,10 +97,7 @@ impl Options {
 
     /// The run time that applies to `model`.
     pub(super) fn run_time_of(&self, model: &str) -> RunTime {
-        self.model_run_times
-            .iter()
-            .find(|(name, _)| name == model)
-            .map_or(self.run_time, |&(_, run_time)| run_time)
+        self.model_run_times.iter().find(|(name, _)| name == model).map_or(self.run_time, |&(_, run_time)| run_time)
     }
 }
 
@@ -170,9 +162,7 @@ impl FromStr for RunTime {
 
 /// Reads durations such as `60s`, `2.5s`, `1m30s`.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let signed: jiff::SignedDuration = text
-        .parse()
-        .map_err(|_| format!("`{text}` is not a duration like 2.5s"))?;
+    let signed: jiff::SignedDuration = text.parse().map_err(|_| format!("`{text}` is not a duration like 2.5s"))?;
     Duration::try_from(signed).map_err(|_| format!("`{text}` is negative"))
 }
 
@@ -193,9 +183,6 @@ mod tests {
     #[test]
     fn speed_divides_windows_and_run_times() {
         let fast = Options::default().sped_up(10.0);
-        assert_eq!(
-            (fast.window, fast.run_time),
-            (Duration::from_secs(6), RunTime::Fixed(Duration::from_millis(250)))
-        );
+        assert_eq!((fast.window, fast.run_time), (Duration::from_secs(6), RunTime::Fixed(Duration::from_millis(250))));
     }
 }

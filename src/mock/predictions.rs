@@ -27,16 +27,9 @@ pub(super) async fn create(call: &Call, body: Incoming) -> Result<Response<Reply
 
 /// `POST /v1/predictions/upload`: a form with `model`, `input` and any number of `file:<key>` parts, read as it comes.
 pub(super) async fn upload(call: &Call, mut body: Incoming) -> Result<Response<Reply>, Cut> {
-    let content_type = call
-        .headers
-        .get(CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let content_type = call.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let Some(mut form) = Multipart::of(content_type) else {
-        return Ok(error(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "multipart/form-data with a boundary is required",
-        ));
+        return Ok(error(StatusCode::UNPROCESSABLE_ENTITY, "multipart/form-data with a boundary is required"));
     };
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data() {
@@ -44,9 +37,7 @@ pub(super) async fn upload(call: &Call, mut body: Incoming) -> Result<Response<R
         }
     }
     let text = |name: &str| form.small(name).map(String::from_utf8_lossy);
-    let mut input: Value = text("input")
-        .and_then(|text| serde_json::from_str(&text).ok())
-        .unwrap_or_else(|| json!({}));
+    let mut input: Value = text("input").and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_else(|| json!({}));
     for (name, bytes) in form.files() {
         let url = json!(format!("https://cdn.example.test/uploads/{name}?bytes={bytes}"));
         match input.get_mut(name) {
@@ -60,10 +51,7 @@ pub(super) async fn upload(call: &Call, mut body: Incoming) -> Result<Response<R
         }
     }
     let webhook = text("webhook");
-    Ok(start(
-        call,
-        &json!({ "model": text("model"), "input": input, "webhook": webhook }),
-    ))
+    Ok(start(call, &json!({ "model": text("model"), "input": input, "webhook": webhook })))
 }
 
 /// `GET /v1/predictions/{id}`.
@@ -78,11 +66,7 @@ pub(super) fn status(call: &Call, id: &str) -> Response<Reply> {
 pub(super) fn cancel(call: &Call, id: &str) -> Response<Reply> {
     let cancelled = call.shared.books(|books| {
         let job = books.job(call.ticket, id)?;
-        Some(if job.finished(Instant::now()) {
-            None
-        } else {
-            books.end(id, Some(Ending::Cancelled))
-        })
+        Some(if job.finished(Instant::now()) { None } else { books.end(id, Some(Ending::Cancelled)) })
     });
     match cancelled {
         Some(Some(job)) => job_reply(call, StatusCode::OK, &job),
@@ -105,11 +89,7 @@ fn start(call: &Call, body: &Value) -> Response<Reply> {
         model: model.to_owned(),
         input: body["input"].clone(),
         run_time: Duration::ZERO,
-        ending: if input.get("fail").is_some_and(|fail| fail == true) {
-            Ending::Failure
-        } else {
-            Ending::Success
-        },
+        ending: if input.get("fail").is_some_and(|fail| fail == true) { Ending::Failure } else { Ending::Success },
         watched: target.is_some(),
     };
     let run_time = input.get("run_time_ms").and_then(Value::as_f64);
@@ -121,19 +101,11 @@ fn start(call: &Call, body: &Value) -> Response<Reply> {
         return error(status, "concurrent job limit reached");
     };
     if let Some(target) = target {
-        call.shared
-            .spawn(webhook::deliver(Arc::clone(&call.shared), job.id.clone(), target));
+        call.shared.spawn(webhook::deliver(Arc::clone(&call.shared), job.id.clone(), target));
     }
-    job_reply(
-        call,
-        StatusCode::from_u16(options.create_status).unwrap_or(StatusCode::CREATED),
-        &job,
-    )
+    job_reply(call, StatusCode::from_u16(options.create_status).unwrap_or(StatusCode::CREATED), &job)
 }
 
 fn job_reply(call: &Call, status: StatusCode, job: &Job) -> Response<Reply> {
-    json_reply(
-        status,
-        &job.body(Instant::now(), &call.shared.epoch, call.shared.options.dialect),
-    )
+    json_reply(status, &job.body(Instant::now(), &call.shared.epoch, call.shared.options.dialect))
 }

@@ -45,10 +45,7 @@ pub(super) fn bytes(n: &str) -> Response<Reply> {
 /// `/v1/sse?events=N&gap_ms=G`: each event says its number and when it was sent.
 pub(super) fn sse(call: &Call) -> Response<Reply> {
     let number = |name: &str, default: u64| query(&call.uri, name).and_then(|n| n.parse().ok()).unwrap_or(default);
-    let (count, gap) = (
-        number("events", 10),
-        Duration::from_millis(number("gap_ms", 0).min(GAP_MS)),
-    );
+    let (count, gap) = (number("events", 10), Duration::from_millis(number("gap_ms", 0).min(GAP_MS)));
     if count == 0 {
         return event_list(&call.shared, VecDeque::new());
     }

@@ -44,11 +44,7 @@ struct Cut {
 
 impl Reply {
     fn new(kind: Kind) -> Self {
-        Self {
-            kind,
-            cut: None,
-            closes: None,
-        }
+        Self { kind, cut: None, closes: None }
     }
 
     pub(super) fn whole(bytes: impl Into<Bytes>) -> Self {
@@ -62,10 +58,7 @@ impl Reply {
     /// Announces all of it, sends half, then breaks.
     pub(super) fn cut_short(mut self) -> Self {
         let left = self.size_hint().exact().map_or(CUT_STREAM_BYTES, |size| size / 2);
-        self.cut = Some(Cut {
-            left,
-            pause: Box::pin(sleep(BEFORE_CUT)),
-        });
+        self.cut = Some(Cut { left, pause: Box::pin(sleep(BEFORE_CUT)) });
         self
     }
 
@@ -178,9 +171,7 @@ pub(super) fn error(status: StatusCode, message: &str) -> Response<Reply> {
 pub(super) fn typed(status: StatusCode, content_type: &'static str, reply: Reply) -> Response<Reply> {
     let mut response = Response::new(reply);
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -190,17 +181,9 @@ pub(super) fn events(
     gap: Duration,
     next: impl FnMut() -> Option<Bytes> + Send + 'static,
 ) -> Response<Reply> {
-    let paced = Paced {
-        next: Box::new(next),
-        gap,
-        pause: None,
-        ended: false,
-        shared: Arc::clone(shared),
-    };
+    let paced = Paced { next: Box::new(next), gap, pause: None, ended: false, shared: Arc::clone(shared) };
     let mut response = typed(StatusCode::OK, "text/event-stream", Reply::new(Kind::Paced(paced)));
-    response
-        .headers_mut()
-        .insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response.headers_mut().insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }
 

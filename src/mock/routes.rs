@@ -27,10 +27,7 @@ pub(super) async fn route(call: &Call, body: Incoming) -> Result<Response<Reply>
         ("GET", ["v1", "templates"]) => Ok(ok(&json!({ "success": true, "templates": [template("tpl_demo1")] }))),
         ("GET", ["v1", "templates", uid]) => Ok(ok(&json!({ "success": true, "template": template(uid) }))),
         ("GET", ["v1", "models", model @ .., "llms.txt"]) if matches!(model.len(), 1 | 2) => {
-            let text = format!(
-                "# {}\n\nA model of the mock. Input: `prompt` (string).\n",
-                model.join("/")
-            );
+            let text = format!("# {}\n\nA model of the mock. Input: `prompt` (string).\n", model.join("/"));
             Ok(typed(StatusCode::OK, "text/plain; charset=utf-8", Reply::whole(text)))
         }
         ("POST", ["v1", "reports", "generate"]) => Ok(ok(&json!({ "success": true, "report_id": "rep_demo1" }))),
@@ -63,16 +60,12 @@ pub(super) async fn read_json(body: Incoming) -> Result<Result<Value, Response<R
 /// The value of a query parameter.
 pub(super) fn query<'a>(uri: &'a Uri, name: &str) -> Option<&'a str> {
     let pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
-    pairs
-        .into_iter()
-        .find_map(|(key, value)| (key == name).then_some(value))
+    pairs.into_iter().find_map(|(key, value)| (key == name).then_some(value))
 }
 
 /// A request as JSON, as it came in.
 pub(super) fn describe(method: &Method, uri: &Uri, headers: &Arc<HeaderMap>) -> Value {
-    let headers = headers
-        .iter()
-        .map(|(name, value)| json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())]));
+    let headers = headers.iter().map(|(name, value)| json!([name.as_str(), String::from_utf8_lossy(value.as_bytes())]));
     json!({
         "method": method.as_str(),
         "path": uri.path_and_query().map(ToString::to_string),

@@ -136,11 +136,7 @@ pub(super) async fn accept(shared: Arc<Shared>, listener: TcpListener, tls: Opti
 pub(super) async fn serve(shared: Arc<Shared>, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     shared.note(|stats| stats.connections += 1);
     let end = shared.stop.child_token();
-    let link = Arc::new(Link {
-        shared,
-        garbles: AtomicBool::new(false),
-        end: end.clone(),
-    });
+    let link = Arc::new(Link { shared, garbles: AtomicBool::new(false), end: end.clone() });
     let _streams_end_too = end.clone().drop_guard();
     let io = TokioIo::new(Wire::new(io, Arc::clone(&link)));
     let streams = Streams(Arc::clone(&link));
@@ -148,9 +144,7 @@ pub(super) async fn serve(shared: Arc<Shared>, io: impl AsyncRead + AsyncWrite +
     let mut builder = auto::Builder::new(streams);
     builder.http2().max_concurrent_streams(1_000);
     // A connection's error is the other side's affair: the mock only observes.
-    end.run_until_cancelled(builder.serve_connection(io, service))
-        .await
-        .map(Result::ok);
+    end.run_until_cancelled(builder.serve_connection(io, service)).await.map(Result::ok);
 }
 
 /// Runs the streams of one HTTP/2 connection, no longer than the connection.

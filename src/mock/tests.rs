@@ -25,29 +25,16 @@ async fn the_sixth_job_is_refused_until_one_ends() {
     }
     let refused = create(&mock, json!({})).await;
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
-    assert_eq!(
-        (
-            number(&refused, "x-ratelimit-remaining"),
-            number(&refused, "retry-after")
-        ),
-        (Some(54), None)
-    );
+    assert_eq!((number(&refused, "x-ratelimit-remaining"), number(&refused, "retry-after")), (Some(54), None));
     mock.finish(&mock.job_ids()[2]);
     assert_eq!(create(&mock, json!({})).await.status(), StatusCode::CREATED);
     let stats = mock.stats();
-    assert_eq!(
-        (stats.jobs_live_now, stats.jobs_live_peak, stats.refused_job_429),
-        (5, 5, 1)
-    );
+    assert_eq!((stats.jobs_live_now, stats.jobs_live_peak, stats.refused_job_429), (5, 5, 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_request_over_the_limit_is_told_when_to_come_back() {
-    let options = Options {
-        requests: Some(3),
-        counter: Counter::Anchored,
-        ..Options::default()
-    };
+    let options = Options { requests: Some(3), counter: Counter::Anchored, ..Options::default() };
     let mock = Mock::in_memory(options);
     for _ in 0..3 {
         assert_eq!(get(&mock, "/v1/nothing").await.status(), StatusCode::NOT_FOUND);
@@ -55,13 +42,7 @@ async fn a_request_over_the_limit_is_told_when_to_come_back() {
     }
     let refused = get(&mock, "/v1/predictions/x").await;
     assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
-    assert_eq!(
-        (
-            number(&refused, "retry-after"),
-            number(&refused, "x-ratelimit-remaining")
-        ),
-        (Some(30), Some(0))
-    );
+    assert_eq!((number(&refused, "retry-after"), number(&refused, "x-ratelimit-remaining")), (Some(30), Some(0)));
     advance(Duration::from_secs(30)).await;
     assert_eq!(get(&mock, "/v1/echo").await.status(), StatusCode::OK);
     let stats = mock.stats();
@@ -70,10 +51,7 @@ async fn a_request_over_the_limit_is_told_when_to_come_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_ends_by_the_clock_and_wakes_who_waits() {
-    let mock = Mock::in_memory(Options {
-        dialect: Dialect::A,
-        ..Options::default()
-    });
+    let mock = Mock::in_memory(Options { dialect: Dialect::A, ..Options::default() });
     let start = Instant::now();
     let id = body(create(&mock, json!({ "run_time_ms": 700, "fail": true })).await)["id"].clone();
     mock.wait_until(|stats| stats.jobs_live_now == 0).await;
@@ -87,11 +65,7 @@ async fn a_job_ends_by_the_clock_and_wakes_who_waits() {
 #[tokio::test(start_paused = true)]
 async fn keys_have_books_of_their_own_and_others_are_unknown() {
     let keys = vec!["cdt_a".to_owned(), "cdt_b".to_owned()];
-    let mock = Mock::in_memory(Options {
-        keys,
-        requests: Some(1),
-        ..Options::default()
-    });
+    let mock = Mock::in_memory(Options { keys, requests: Some(1), ..Options::default() });
     let mut answers = Vec::new();
     for key in ["cdt_a", "cdt_b", "cdt_a", "cdt_c", "session"] {
         let request = Request::get("/v1/echo").header("x-api-key", key);
@@ -106,36 +80,18 @@ async fn faults_strike_as_scripted() {
     let mock = Mock::in_memory(Options::default());
     let input = || Request::post("/v1/predictions");
     let job = json!({ "model": "m", "input": {} }).to_string();
-    for fault in [
-        Fault::ResetBefore,
-        Fault::ResetAfter,
-        Fault::HalfBody,
-        Fault::Garbage { execute: false },
-    ] {
+    for fault in [Fault::ResetBefore, Fault::ResetAfter, Fault::HalfBody, Fault::Garbage { execute: false }] {
         mock.fault_next("POST", "/v1/predictions", fault);
         assert!(send(&mock, input().header("x-api-key", "k"), &job).await.is_err());
     }
     assert_eq!(mock.stats().creates_accepted, 2);
     mock.fault_next("POST", "/v1", Fault::Hang { execute: true });
-    assert!(
-        timeout(SOON, send(&mock, input().header("x-api-key", "k"), &job))
-            .await
-            .is_err()
-    );
+    assert!(timeout(SOON, send(&mock, input().header("x-api-key", "k"), &job)).await.is_err());
     let headers = [("retry-after".to_owned(), "9".to_owned())].into();
-    mock.script([Fault::Status {
-        code: 503,
-        headers,
-        execute: true,
-    }
-    .on("", "/")
-    .after(1)]);
+    mock.script([Fault::Status { code: 503, headers, execute: true }.on("", "/").after(1)]);
     assert_eq!(get(&mock, "/v1/echo").await.status(), StatusCode::OK);
     let answer = create(&mock, json!({})).await;
-    assert_eq!(
-        (answer.status().as_u16(), number(&answer, "retry-after")),
-        (503, Some(9))
-    );
+    assert_eq!((answer.status().as_u16(), number(&answer, "retry-after")), (503, Some(9)));
     let stats = mock.stats();
     assert_eq!((stats.creates_accepted, stats.faults, stats.attempts), (4, 6, 7));
     let start = Instant::now();
@@ -156,39 +112,22 @@ async fn streams_keep_their_gaps_and_bodies_their_length() {
 
 #[tokio::test]
 async fn a_webhook_arrives_signed() {
-    let mock = Mock::in_memory(Options {
-        webhook_secret: Some("s".to_owned()),
-        ..Options::default()
-    });
+    let mock = Mock::in_memory(Options { webhook_secret: Some("s".to_owned()), ..Options::default() });
     let receiver = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}/hook", receiver.local_addr().expect("bound"));
     let request = json!({ "model": "m", "input": { "run_time_ms": 10 }, "webhook": url }).to_string();
-    send(
-        &mock,
-        Request::post("/v1/predictions").header("x-api-key", "k"),
-        &request,
-    )
-    .await
-    .expect("an answer");
-    let (mut stream, _) = timeout(SOON, receiver.accept())
-        .await
-        .expect("in time")
-        .expect("a connection");
+    send(&mock, Request::post("/v1/predictions").header("x-api-key", "k"), &request).await.expect("an answer");
+    let (mut stream, _) = timeout(SOON, receiver.accept()).await.expect("in time").expect("a connection");
     let mut got = String::new();
     while !got.ends_with('}') {
         let mut piece = [0; 1024];
         let n = stream.read(&mut piece).await.expect("bytes");
         got.push_str(std::str::from_utf8(&piece[..n]).expect("text"));
     }
-    stream
-        .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
-        .await
-        .expect("sent");
+    stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.expect("sent");
     let (head, body) = got.split_once("\r\n\r\n").expect("a head");
     let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, b"s"), body.as_bytes());
-    timeout(SOON, mock.wait_until(|stats| stats.webhooks_delivered == 1))
-        .await
-        .expect("in time");
+    timeout(SOON, mock.wait_until(|stats| stats.webhooks_delivered == 1)).await.expect("in time");
     assert!(head.starts_with("POST /hook HTTP/1.1"));
     assert!(head.contains(&format!("x-webhook-signature: {}", super::webhook::hex(tag.as_ref()))));
     assert!(body.contains("\"completed\""));
@@ -196,20 +135,12 @@ async fn a_webhook_arrives_signed() {
 
 #[tokio::test]
 async fn a_connection_closed_while_idle_had_a_good_answer() {
-    let mock = Mock::start(Options::default(), ([127, 0, 0, 1], 0).into())
-        .await
-        .expect("a port");
+    let mock = Mock::start(Options::default(), ([127, 0, 0, 1], 0).into()).await.expect("a port");
     mock.fault_next("", "", Fault::CloseIdle);
     let mut stream = TcpStream::connect(mock.addr()).await.expect("connected");
-    stream
-        .write_all(b"GET /v1/echo HTTP/1.1\r\nhost: x\r\nx-api-key: k\r\n\r\n")
-        .await
-        .expect("sent");
+    stream.write_all(b"GET /v1/echo HTTP/1.1\r\nhost: x\r\nx-api-key: k\r\n\r\n").await.expect("sent");
     let mut got = String::new();
-    timeout(SOON, stream.read_to_string(&mut got))
-        .await
-        .expect("closed in time")
-        .expect("text");
+    timeout(SOON, stream.read_to_string(&mut got)).await.expect("closed in time").expect("text");
     assert!(got.starts_with("HTTP/1.1 200 OK") && got.ends_with('}') && !got.contains("connection: close"));
     timeout(SOON, mock.shutdown()).await.expect("everything ends");
 }
@@ -220,41 +151,25 @@ async fn tls_is_spoken() {
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let key = rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
     let server = rustls::ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
-    let server = server
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key);
+    let server = server.expect("versions").with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key);
     let mut roots = rustls::RootCertStore::empty();
     roots.add(made.cert.der().clone()).expect("a root");
     let client = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let client = client
-        .expect("versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let client = client.expect("versions").with_root_certificates(roots).with_no_client_auth();
 
     let server = std::sync::Arc::new(server.expect("a configuration"));
-    let mock = Mock::start_tls(Options::default(), ([127, 0, 0, 1], 0).into(), server)
-        .await
-        .expect("a port");
+    let mock = Mock::start_tls(Options::default(), ([127, 0, 0, 1], 0).into(), server).await.expect("a port");
     let stream = TcpStream::connect(mock.addr()).await.expect("connected");
     let name = "localhost".try_into().expect("a name");
-    let stream = tokio_rustls::TlsConnector::from(std::sync::Arc::new(client))
-        .connect(name, stream)
-        .await;
-    let request = Request::get("/v1/echo")
-        .header("x-api-key", "k")
-        .header("host", "localhost");
-    let answer = exchange(stream.expect("a handshake"), request, "")
-        .await
-        .expect("an answer");
+    let stream = tokio_rustls::TlsConnector::from(std::sync::Arc::new(client)).connect(name, stream).await;
+    let request = Request::get("/v1/echo").header("x-api-key", "k").header("host", "localhost");
+    let answer = exchange(stream.expect("a handshake"), request, "").await.expect("an answer");
     assert_eq!(answer.status(), StatusCode::OK);
 }
 
 async fn create(mock: &Mock, input: Value) -> Response<Bytes> {
     let body = json!({ "model": "m", "input": input }).to_string();
-    send(mock, Request::post("/v1/predictions").header("x-api-key", "k"), &body)
-        .await
-        .expect("an answer")
+    send(mock, Request::post("/v1/predictions").header("x-api-key", "k"), &body).await.expect("an answer")
 }
 
 async fn get(mock: &Mock, path: &str) -> Response<Bytes> {
@@ -278,9 +193,7 @@ async fn exchange(
 ) -> hyper::Result<Response<Bytes>> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
     tokio::spawn(connection);
-    let request = request
-        .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))
-        .expect("a valid request");
+    let request = request.body(Full::new(Bytes::copy_from_slice(body.as_bytes()))).expect("a valid request");
     let (parts, body) = sender.send_request(request).await?.into_parts();
     Ok(Response::from_parts(parts, body.collect().await?.to_bytes()))
 }

@@ -40,11 +40,8 @@ impl Target {
             "[::1]" => IpAddr::V6(Ipv6Addr::LOCALHOST),
             host => host.parse().ok()?,
         };
-        let wanted = |event: &str| {
-            create["webhook_events"]
-                .as_array()
-                .is_none_or(|list| list.iter().any(|e| e == event))
-        };
+        let wanted =
+            |event: &str| create["webhook_events"].as_array().is_none_or(|list| list.iter().any(|e| e == event));
         (uri.scheme_str() == Some("http") && ip.is_loopback()).then(|| Self {
             addr: SocketAddr::new(ip, uri.port_u16().unwrap_or(80)),
             completed: wanted("completed"),
@@ -69,9 +66,7 @@ pub(super) async fn deliver(shared: Arc<Shared>, id: String, target: Target) {
             if !wanted {
                 return;
             }
-            break job
-                .body(Instant::now(), &shared.epoch, shared.options.dialect)
-                .to_string();
+            break job.body(Instant::now(), &shared.epoch, shared.options.dialect).to_string();
         }
         let Some(moved) = job.moved else { return };
         tokio::select! {
@@ -94,13 +89,8 @@ async fn send(
     let stream = TcpStream::connect(target.addr).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let path = target.uri.path_and_query().map_or("/", |path| path.as_str());
-    let authority = target
-        .uri
-        .authority()
-        .map_or("localhost", |authority| authority.as_str());
-    let mut request = Request::post(path)
-        .header(HOST, authority)
-        .header(CONTENT_TYPE, "application/json");
+    let authority = target.uri.authority().map_or("localhost", |authority| authority.as_str());
+    let mut request = Request::post(path).header(HOST, authority).header(CONTENT_TYPE, "application/json");
     if let Some(secret) = secret {
         request = request.header("x-webhook-signature", signature(secret, &body));
     }
@@ -121,12 +111,10 @@ fn signature(secret: &str, body: &[u8]) -> String {
 
 /// Lower-case hex.
 pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            write!(text, "{byte:02x}").ok();
-            text
-        })
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        write!(text, "{byte:02x}").ok();
+        text
+    })
 }
 
 #[cfg(test)]

@@ -35,12 +35,12 @@ pub(crate) struct Bodies {
 
 /// A body's place in the buffer, given back by drop.
 #[derive(Debug, Default)]
-pub(crate) struct Place(#[allow(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>);
+pub(crate) struct Place(#[expect(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>);
 
 /// A request body as the rest of the way sees it.
 pub(crate) enum Held {
     /// Held whole: can be sent any number of times.
-    Whole(Bytes, Place),
+    Whole(Bytes, #[expect(dead_code, reason = "held for its drop")] Place),
     /// Read up to `prefix`: can be sent once.
     Once { prefix: Bytes, rest: Incoming },
     /// Sent already.
@@ -51,18 +51,12 @@ impl Bodies {
     pub(crate) fn new(buffer_bytes: u64, max_bytes: u64, idle: Duration) -> Self {
         let units = usize::try_from(buffer_bytes.div_ceil(UNIT_BYTES)).unwrap_or(Semaphore::MAX_PERMITS);
         let buffer = Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)));
-        Self {
-            buffer,
-            buffer_bytes,
-            max_bytes,
-            idle,
-        }
+        Self { buffer, buffer_bytes, max_bytes, idle }
     }
 
     /// Bytes of the buffer in use.
     pub(crate) fn held_bytes(&self) -> u64 {
-        self.buffer_bytes
-            .saturating_sub(self.buffer.available_permits() as u64 * UNIT_BYTES)
+        self.buffer_bytes.saturating_sub(self.buffer.available_permits() as u64 * UNIT_BYTES)
     }
 
     /// Reads a body whole, whatever its size up to the limit.
@@ -76,9 +70,7 @@ impl Bodies {
         let mut whole = BytesMut::new();
         while let Some(data) = reader.data().await? {
             if (whole.len() + data.len()) as u64 > self.max_bytes {
-                return Err(Rejection::BodyTooLarge {
-                    limit_bytes: self.max_bytes,
-                });
+                return Err(Rejection::BodyTooLarge { limit_bytes: self.max_bytes });
             }
             if whole.is_empty() && length == Some(data.len() as u64) {
                 return Ok(Held::Whole(data, Place(Some(place))));
@@ -95,10 +87,7 @@ impl Bodies {
     pub(crate) async fn small_or_unread(&self, body: Incoming) -> Result<Held, Rejection> {
         match body.size_hint().exact() {
             Some(length) if length <= REPLAY_BYTES => self.whole(body).await,
-            _ => Ok(Held::Once {
-                prefix: Bytes::new(),
-                rest: body,
-            }),
+            _ => Ok(Held::Once { prefix: Bytes::new(), rest: body }),
         }
     }
 
@@ -120,26 +109,15 @@ impl Bodies {
             prefix.extend_from_slice(&data);
             model = model_part(&prefix);
         }
-        Ok((
-            Held::Once {
-                prefix: prefix.freeze(),
-                rest: reader.body,
-            },
-            model,
-        ))
+        Ok((Held::Once { prefix: prefix.freeze(), rest: reader.body }, model))
     }
 
     async fn place(&self, length: u64) -> Result<OwnedSemaphorePermit, Rejection> {
         if length > self.max_bytes {
-            return Err(Rejection::BodyTooLarge {
-                limit_bytes: self.max_bytes,
-            });
+            return Err(Rejection::BodyTooLarge { limit_bytes: self.max_bytes });
         }
         let buffer = Arc::clone(&self.buffer);
-        buffer
-            .acquire_many_owned(units(length.min(self.buffer_bytes)))
-            .await
-            .map_err(|_| Rejection::Draining)
+        buffer.acquire_many_owned(units(length.min(self.buffer_bytes))).await.map_err(|_| Rejection::Draining)
     }
 
     /// The body for one attempt. A streamed body is handed over; `trouble` will say why it broke off, if it does.
@@ -186,10 +164,7 @@ impl Held {
     /// Takes back a body that provably was not sent.
     pub(crate) fn take_back(&mut self, body: SendBody) {
         if let (Self::Gone, Sending::Stream(stream)) = (&*self, body.0) {
-            *self = Self::Once {
-                prefix: stream.prefix,
-                rest: stream.rest,
-            };
+            *self = Self::Once { prefix: stream.prefix, rest: stream.rest };
         }
     }
 }
@@ -220,12 +195,8 @@ impl Reader {
 
 /// The value of the `model` part of a multipart body, if it stands whole in this prefix.
 fn model_part(prefix: &[u8]) -> Option<String> {
-    let find = |from: usize, what: &[u8]| {
-        prefix[from..]
-            .windows(what.len())
-            .position(|at| at == what)
-            .map(|at| from + at)
-    };
+    let find =
+        |from: usize, what: &[u8]| prefix[from..].windows(what.len()).position(|at| at == what).map(|at| from + at);
     let name = find(0, b"name=\"model\"").or_else(|| find(0, b"name=model"))?;
     let value = find(name, b"\r\n\r\n")? + 4;
     let end = find(value, b"\r\n--")?;

@@ -5,6 +5,9 @@ use http::{Method, request};
 use crate::config::{self, RouteAuth};
 use crate::protocol::{Create, Family, Meaning, Protocol};
 
+use super::body::Held;
+use super::create::idempotency::Key;
+use super::headers::IDEMPOTENCY_KEY;
 use super::queue::Class;
 
 /// A classified request.
@@ -38,10 +41,7 @@ impl Call {
             create,
             job,
             auth: route.map_or(RouteAuth::Account, |route| route.auth),
-            repeatable: matches!(
-                request.method,
-                Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS
-            ),
+            repeatable: matches!(request.method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS),
         }
     }
 
@@ -55,6 +55,19 @@ impl Call {
             auth: RouteAuth::Account,
             repeatable: true,
         }
+    }
+
+    /// A create's key, where the caller brought one and the body is here to be compared.
+    pub(crate) fn idempotency_key(
+        &self,
+        account: usize,
+        client: usize,
+        head: &request::Parts,
+        body: &Held,
+    ) -> Option<Key> {
+        let comparable = self.create.is_some() && matches!(body, Held::Whole(..));
+        let key = head.headers.get(IDEMPOTENCY_KEY).filter(|_| comparable)?;
+        Some(Key { account, client, name: String::from_utf8_lossy(key.as_bytes()).into_owned() })
     }
 
     /// Its answer is read by us before it is passed on.

@@ -1,27 +1,95 @@
 //! Creates run in a task of their own: a caller that hangs up must not lose a job that was paid for.
 //!
 //! The caller watches the task. As long as nothing was sent, its leaving ends the call; afterwards the task goes on until the outcome is
-//! known. A caller's own `Idempotency-Key` is honoured here: the same key and body get the first answer again, for 24 h.
+//! known.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use aws_lc_rs::digest::{SHA256, digest};
 use bytes::Bytes;
-use dashmap::DashMap;
-use dashmap::mapref::entry::Entry;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Response, StatusCode};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
-use super::Refusal;
+use super::dispatch::{Outgoing, Passed, Refusal};
 use super::jobs::Charge;
 use super::rejection::Rejection;
+use super::retry::{Reply, ReplyBody};
+use super::{App, Worker};
 
-/// How long an answer is given again for the same key.
-const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
-/// Most answers kept; the oldest finished ones go first.
-const MOST_KEPT: usize = 10_000;
+use self::idempotency::{Entered, Key};
+
+/// Callers' own idempotency keys.
+pub(crate) mod idempotency;
+
+/// Runs a create in a task of its own, or joins the one with the same idempotency key.
+pub(crate) async fn create(worker: &Arc<Worker>, outgoing: Outgoing, key: Option<Key>) -> Result<Passed, Refusal> {
+    let app = &worker.app;
+    let first = match &key {
+        Some(key) => app.idempotency.enter(key.clone(), outgoing.held.bytes())?,
+        None => Entered::First(Arc::new(watch::Sender::new(None))),
+    };
+    let receiver = match first {
+        Entered::Join(receiver) => receiver,
+        Entered::First(sender) => {
+            let receiver = sender.subscribe();
+            let teller = Teller { app: Arc::clone(app), sender, key };
+            let worker = Arc::clone(worker);
+            app.tasks.spawn(async move {
+                let created = run_create(&worker, outgoing, &teller.sender).await;
+                teller.tell(created);
+            });
+            receiver
+        }
+    };
+    let created = outcome(receiver).await.ok_or(Rejection::Internal)?;
+    let Created { answer, attempts, queued, upstream } = &*created;
+    match answer {
+        Ok(Answer { status, headers, body, charge }) => {
+            let (mut head, ()) = Response::new(()).into_parts();
+            (head.status, head.headers) = (*status, headers.clone());
+            let reply = Reply { head, body: ReplyBody::Whole(body.clone()), attempts: *attempts, upstream: *upstream };
+            Ok(Passed { reply, charge: Some(*charge), queued: *queued })
+        }
+        Err(refusal) => Err(refusal.clone()),
+    }
+}
+
+async fn run_create(worker: &Worker, outgoing: Outgoing, caller: &watch::Sender<Outcome>) -> Created {
+    match outgoing.dispatch(worker, Some(caller)).await {
+        Ok(Passed { reply, charge, queued }) => {
+            let Reply { head, body, attempts, upstream } = reply;
+            let (body, charge) = (body.whole().cloned().unwrap_or_default(), charge.unwrap_or(Charge::Unknown));
+            let answer = Answer { status: head.status, headers: head.headers, body, charge };
+            Created { answer: Ok(answer), attempts, queued, upstream }
+        }
+        Err(refusal) => Created::refused(refusal),
+    }
+}
+
+/// Tells all callers of a create how it ended; on drop (a panic) that it failed.
+struct Teller {
+    app: Arc<App>,
+    sender: Arc<watch::Sender<Outcome>>,
+    key: Option<Key>,
+}
+
+impl Teller {
+    fn tell(&self, created: Created) {
+        let kept = matches!(created.charge(), Charge::Accepted | Charge::Unknown);
+        if let Some(key) = self.key.as_ref().filter(|_| !kept) {
+            self.app.idempotency.forget(key, &self.sender);
+        }
+        self.sender.send_replace(Some(Arc::new(created)));
+    }
+}
+
+impl Drop for Teller {
+    fn drop(&mut self) {
+        if self.sender.borrow().is_none() {
+            self.tell(Created::refused(Refusal { rejection: Rejection::Internal, charge: Charge::Unknown }));
+        }
+    }
+}
 
 /// How a create ended, in a form that any number of callers can get.
 #[derive(Debug, Clone)]
@@ -44,179 +112,20 @@ pub(crate) struct Answer {
 impl Created {
     /// It ended without an answer of the upstream.
     pub(crate) fn refused(refusal: Refusal) -> Self {
-        Self {
-            answer: Err(refusal),
-            attempts: 0,
-            queued: Duration::ZERO,
-            upstream: Duration::ZERO,
-        }
+        Self { answer: Err(refusal), attempts: 0, queued: Duration::ZERO, upstream: Duration::ZERO }
     }
 
     /// What became of the money.
     pub(crate) fn charge(&self) -> Charge {
-        self.answer
-            .as_ref()
-            .map_or_else(|refusal| refusal.charge, |answer| answer.charge)
+        self.answer.as_ref().map_or_else(|refusal| refusal.charge, |answer| answer.charge)
     }
 }
 
 /// Set once, when the create has ended.
 pub(crate) type Outcome = Option<Arc<Created>>;
 
-/// What a caller's `Idempotency-Key` is scoped to.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Key {
-    pub(crate) account: usize,
-    pub(crate) client: usize,
-    pub(crate) key: String,
-}
-
-struct Kept {
-    body: [u8; 32],
-    outcome: Arc<watch::Sender<Outcome>>,
-    since: Instant,
-}
-
-/// Creates by idempotency key. Keyed and many; bounded by `MOST_KEPT` and 24 h.
-#[derive(Default)]
-pub(crate) struct Idempotency(DashMap<Key, Kept>);
-
-/// What to do with a create that brings a key.
-pub(crate) enum Entered {
-    /// It is the first: run it and tell this sender.
-    First(Arc<watch::Sender<Outcome>>),
-    /// It runs or has run: wait for this.
-    Join(watch::Receiver<Outcome>),
-}
-
-impl Idempotency {
-    /// Joins the create with this key, or becomes it. The same key with another body is refused.
-    pub(crate) fn enter(&self, key: Key, body: &[u8]) -> Result<Entered, Rejection> {
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest(&SHA256, body).as_ref());
-        let now = Instant::now();
-        if self.0.len() >= MOST_KEPT {
-            self.make_room(now);
-        }
-        match self.0.entry(key) {
-            Entry::Occupied(kept) if now - kept.get().since < KEPT_FOR => {
-                let kept = kept.get();
-                if kept.body != hash {
-                    return Err(Rejection::IdempotencyMismatch);
-                }
-                Ok(Entered::Join(kept.outcome.subscribe()))
-            }
-            Entry::Occupied(mut old) => {
-                let outcome = Arc::new(watch::Sender::new(None));
-                old.insert(Kept {
-                    body: hash,
-                    outcome: Arc::clone(&outcome),
-                    since: now,
-                });
-                Ok(Entered::First(outcome))
-            }
-            Entry::Vacant(free) => {
-                let outcome = Arc::new(watch::Sender::new(None));
-                free.insert(Kept {
-                    body: hash,
-                    outcome: Arc::clone(&outcome),
-                    since: now,
-                });
-                Ok(Entered::First(outcome))
-            }
-        }
-    }
-
-    /// Forgets a create that cost nothing, so that the same key may try again.
-    pub(crate) fn forget(&self, key: &Key, outcome: &Arc<watch::Sender<Outcome>>) {
-        self.0.remove_if(key, |_, kept| Arc::ptr_eq(&kept.outcome, outcome));
-    }
-
-    fn make_room(&self, now: Instant) {
-        self.0.retain(|_, kept| now - kept.since < KEPT_FOR);
-        let finished = self.0.iter().filter(|kept| kept.outcome.borrow().is_some());
-        let mut oldest: Vec<(Instant, Key)> = finished.map(|kept| (kept.since, kept.key().clone())).collect();
-        oldest.sort_by_key(|(since, _)| *since);
-        for (_, key) in oldest.into_iter().take(MOST_KEPT / 10) {
-            self.0.remove(&key);
-        }
-    }
-}
-
 /// Waits for the outcome. `None`: the task ended without one.
-pub(crate) async fn outcome(mut receiver: watch::Receiver<Outcome>) -> Option<Arc<Created>> {
+async fn outcome(mut receiver: watch::Receiver<Outcome>) -> Option<Arc<Created>> {
     let outcome = receiver.wait_for(Option::is_some).await.ok()?;
     outcome.clone()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key(key: &str) -> Key {
-        Key {
-            account: 0,
-            client: 0,
-            key: key.into(),
-        }
-    }
-
-    fn created() -> Arc<Created> {
-        let (status, charge) = (StatusCode::CREATED, Charge::Accepted);
-        let answer = Answer {
-            status,
-            headers: HeaderMap::new(),
-            body: Bytes::from_static(b"{}"),
-            charge,
-        };
-        Arc::new(Created {
-            answer: Ok(answer),
-            attempts: 1,
-            queued: Duration::ZERO,
-            upstream: Duration::ZERO,
-        })
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_same_key_and_body_get_the_first_answer_for_a_day() {
-        let kept = Idempotency::default();
-        let Ok(Entered::First(sender)) = kept.enter(key("a"), b"body") else {
-            panic!("the first")
-        };
-        let Ok(Entered::Join(running)) = kept.enter(key("a"), b"body") else {
-            panic!("joins")
-        };
-        sender.send_replace(Some(created()));
-        assert!(outcome(running).await.is_some());
-        let Ok(Entered::Join(again)) = kept.enter(key("a"), b"body") else {
-            panic!("again")
-        };
-        assert_eq!(outcome(again).await.expect("there").charge(), Charge::Accepted);
-        assert!(matches!(
-            kept.enter(key("a"), b"other"),
-            Err(Rejection::IdempotencyMismatch)
-        ));
-        assert!(matches!(
-            kept.enter(Key { client: 1, ..key("a") }, b"other"),
-            Ok(Entered::First(_))
-        ));
-        tokio::time::advance(KEPT_FOR).await;
-        assert!(matches!(kept.enter(key("a"), b"other"), Ok(Entered::First(_))));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_create_that_cost_nothing_is_forgotten_and_the_number_kept_is_bounded() {
-        let kept = Idempotency::default();
-        let Ok(Entered::First(sender)) = kept.enter(key("a"), b"body") else {
-            panic!("the first")
-        };
-        kept.forget(&key("a"), &sender);
-        assert!(matches!(kept.enter(key("a"), b"other"), Ok(Entered::First(_))));
-        for n in 0..MOST_KEPT + 5 {
-            if let Ok(Entered::First(sender)) = kept.enter(key(&n.to_string()), b"") {
-                sender.send_replace(Some(created()));
-            }
-        }
-        assert!(kept.0.len() <= MOST_KEPT);
-    }
 }

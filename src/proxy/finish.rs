@@ -3,49 +3,65 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderValue, Method, StatusCode, Uri};
 use tokio::time::Instant;
 
-use crate::metrics::Metrics;
-
+use super::App;
+use super::jobs::Charge;
 use super::queue::Class;
 
 /// What is known of a request from its beginning.
 pub(crate) struct Finish {
-    metrics: Arc<Metrics>,
+    app: Arc<App>,
     begun: Instant,
     pub(crate) record: Record,
     whole: bool,
 }
 
 /// The fields of the log line. Paths without their query, which may hold a credential.
-#[derive(Debug, Default)]
 pub(crate) struct Record {
-    pub(crate) request_id: String,
-    pub(crate) method: http::Method,
-    pub(crate) path: String,
-    pub(crate) client: Option<String>,
-    pub(crate) account: Option<String>,
+    pub(crate) request_id: HeaderValue,
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    /// By index.
+    pub(crate) client: Option<usize>,
+    /// By index.
+    pub(crate) account: Option<usize>,
     pub(crate) class: Option<Class>,
     pub(crate) status: StatusCode,
     /// The code of an answer of our own.
     pub(crate) code: Option<&'static str>,
-    pub(crate) charge: Option<&'static str>,
+    pub(crate) charge: Option<Charge>,
     pub(crate) attempts: u32,
     pub(crate) queued: Duration,
     pub(crate) upstream: Duration,
     pub(crate) bytes: u64,
 }
 
-impl Finish {
-    pub(crate) fn new(metrics: Arc<Metrics>, record: Record) -> Self {
-        metrics.in_flight.inc();
+impl Record {
+    pub(crate) fn new(request_id: HeaderValue, method: Method, uri: Uri) -> Self {
         Self {
-            metrics,
-            begun: Instant::now(),
-            record,
-            whole: false,
+            request_id,
+            method,
+            uri,
+            client: None,
+            account: None,
+            class: None,
+            status: StatusCode::OK,
+            code: None,
+            charge: None,
+            attempts: 0,
+            queued: Duration::ZERO,
+            upstream: Duration::ZERO,
+            bytes: 0,
         }
+    }
+}
+
+impl Finish {
+    pub(crate) fn new(app: Arc<App>, record: Record) -> Self {
+        app.metrics.in_flight.inc();
+        Self { app, begun: Instant::now(), record, whole: false }
     }
 
     /// A piece of the body was passed on.
@@ -61,30 +77,24 @@ impl Finish {
 
 impl Drop for Finish {
     fn drop(&mut self) {
-        let record = &self.record;
-        self.metrics.in_flight.dec();
-        self.metrics.finished(
-            record.class,
-            record.status,
-            record.code,
-            record.queued,
-            self.begun.elapsed(),
-        );
+        let (app, record, took) = (&self.app, &self.record, self.begun.elapsed());
+        app.metrics.in_flight.dec();
+        app.metrics.finished(record.class, record.status, record.code, record.queued, took);
         tracing::info!(
             target: "sluicegate::request",
-            request_id = record.request_id,
-            client = record.client,
-            account = record.account,
+            request_id = record.request_id.to_str().unwrap_or_default(),
+            client = record.client.map(|client| app.clients.name(client)),
+            account = record.account.map(|account| app.accounts[account].name.as_str()),
             class = record.class.map(Class::name),
             method = %record.method,
-            path = record.path,
+            path = record.uri.path(),
             status = record.status.as_u16(),
             code = record.code,
-            charge = record.charge,
+            charge = record.charge.map(Charge::name),
             attempts = record.attempts,
             queue_ms = millis(record.queued),
             upstream_ms = millis(record.upstream),
-            total_ms = millis(self.begun.elapsed()),
+            total_ms = millis(took),
             bytes = record.bytes,
             complete = self.whole,
             "request"

@@ -25,11 +25,7 @@ pub(crate) struct Guard {
 impl Guard {
     /// For ports listening on `addresses`.
     pub(crate) fn new(server: &config::Server, addresses: &[SocketAddr]) -> Self {
-        let mut hosts: Vec<String> = server
-            .allowed_hosts
-            .iter()
-            .map(|host| host.to_ascii_lowercase())
-            .collect();
+        let mut hosts: Vec<String> = server.allowed_hosts.iter().map(|host| host.to_ascii_lowercase()).collect();
         hosts.extend(addresses.iter().map(|address| address.ip().to_string()));
         Self {
             hosts,
@@ -50,37 +46,26 @@ impl Guard {
         }
         let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
         if target > MAX_TARGET_BYTES {
-            return Err(Rejection::TargetTooLong {
-                limit_bytes: MAX_TARGET_BYTES,
-            });
+            return Err(Rejection::TargetTooLong { limit_bytes: MAX_TARGET_BYTES });
         }
-        let head: usize = request
-            .headers
-            .iter()
-            .map(|(name, value)| name.as_str().len() + value.len() + 4)
-            .sum();
+        let head: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
         if head > MAX_HEAD_BYTES {
-            return Err(Rejection::HeadTooLarge {
-                limit_bytes: MAX_HEAD_BYTES,
-            });
+            return Err(Rejection::HeadTooLarge { limit_bytes: MAX_HEAD_BYTES });
         }
         self.check_host(request)?;
         self.check_origin(&request.headers)?;
         check_coding(&request.headers)?;
         match content_length(&request.headers) {
-            Some(length) if length > self.max_body_bytes => Err(Rejection::BodyTooLarge {
-                limit_bytes: self.max_body_bytes,
-            }),
+            Some(length) if length > self.max_body_bytes => {
+                Err(Rejection::BodyTooLarge { limit_bytes: self.max_body_bytes })
+            }
             _ => Ok(()),
         }
     }
 
     fn check_host(&self, request: &request::Parts) -> Result<(), Rejection> {
         let mut hosts = request.headers.get_all(header::HOST).iter();
-        let named = hosts
-            .next()
-            .map(|host| host.to_str().map_err(|_| Rejection::MisdirectedHost))
-            .transpose()?;
+        let named = hosts.next().map(|host| host.to_str().map_err(|_| Rejection::MisdirectedHost)).transpose()?;
         if hosts.next().is_some() {
             return Err(Rejection::BadRequest("more than one Host field"));
         }
@@ -93,11 +78,7 @@ impl Guard {
             (Some(host), _) | (None, Some(host)) => host,
             (None, None) => return Err(Rejection::BadRequest("no Host field")),
         };
-        if self.answers_for(host) {
-            Ok(())
-        } else {
-            Err(Rejection::MisdirectedHost)
-        }
+        if self.answers_for(host) { Ok(()) } else { Err(Rejection::MisdirectedHost) }
     }
 
     fn answers_for(&self, host: &str) -> bool {
@@ -116,9 +97,7 @@ impl Guard {
     /// A page in a browser may not spend the key, unless its origin was allowed by name.
     fn check_origin(&self, headers: &HeaderMap) -> Result<(), Rejection> {
         let allowed = |value: &http::HeaderValue| {
-            value
-                .to_str()
-                .is_ok_and(|origin| self.origins.iter().any(|known| known.eq_ignore_ascii_case(origin)))
+            value.to_str().is_ok_and(|origin| self.origins.iter().any(|known| known.eq_ignore_ascii_case(origin)))
         };
         match headers.get(header::ORIGIN) {
             Some(origin) if allowed(origin) => Ok(()),
@@ -186,24 +165,15 @@ mod tests {
     }
 
     fn check(build: impl FnOnce(http::request::Builder) -> http::request::Builder) -> Result<(), Rejection> {
-        let (parts, ()) = build(Request::builder().uri("/v1/x"))
-            .body(())
-            .expect("a request")
-            .into_parts();
+        let (parts, ()) = build(Request::builder().uri("/v1/x")).body(()).expect("a request").into_parts();
         guard().check(&parts)
     }
 
     #[test]
     fn answers_for_loopback_listen_address_and_allowed_names() {
-        for host in [
-            "localhost",
-            "LOCALHOST:1",
-            "127.0.0.1:8787",
-            "127.9.9.9",
-            "[::1]:8787",
-            "192.0.2.7",
-            "Proxy.Internal:80",
-        ] {
+        for host in
+            ["localhost", "LOCALHOST:1", "127.0.0.1:8787", "127.9.9.9", "[::1]:8787", "192.0.2.7", "Proxy.Internal:80"]
+        {
             assert_eq!(check(|r| r.header("host", host)), Ok(()), "{host}");
         }
         for host in [
@@ -216,11 +186,7 @@ mod tests {
             "127.0.0.1.evil.test",
             "a@localhost",
         ] {
-            assert_eq!(
-                check(|r| r.header("host", host)),
-                Err(Rejection::MisdirectedHost),
-                "{host}"
-            );
+            assert_eq!(check(|r| r.header("host", host)), Err(Rejection::MisdirectedHost), "{host}");
         }
         assert!(matches!(check(|r| r), Err(Rejection::BadRequest(_))));
         assert!(matches!(
@@ -231,10 +197,7 @@ mod tests {
 
     #[test]
     fn an_absolute_target_must_agree_with_host() {
-        assert_eq!(
-            check(|r| r.uri("http://localhost:1/x").header("host", "localhost:1")),
-            Ok(())
-        );
+        assert_eq!(check(|r| r.uri("http://localhost:1/x").header("host", "localhost:1")), Ok(()));
         assert_eq!(
             check(|r| r.uri("http://localhost:1/x").header("host", "localhost:2")),
             Err(Rejection::MisdirectedHost)
@@ -247,43 +210,27 @@ mod tests {
         let host = |r: http::request::Builder| r.header("host", "localhost");
         assert_eq!(check(|r| host(r).header("origin", "http://localhost:3000")), Ok(()));
         for origin in ["http://evil.test", "null", "http://localhost:3001"] {
-            assert_eq!(
-                check(|r| host(r).header("origin", origin)),
-                Err(Rejection::ForbiddenOrigin),
-                "{origin}"
-            );
+            assert_eq!(check(|r| host(r).header("origin", origin)), Err(Rejection::ForbiddenOrigin), "{origin}");
         }
-        assert_eq!(
-            check(|r| host(r).header("sec-fetch-site", "cross-site")),
-            Err(Rejection::ForbiddenOrigin)
-        );
+        assert_eq!(check(|r| host(r).header("sec-fetch-site", "cross-site")), Err(Rejection::ForbiddenOrigin));
         assert_eq!(check(|r| host(r).header("sec-fetch-site", "none")), Ok(()));
     }
 
     #[test]
     fn methods_sizes_and_codings_are_bounded() {
         let host = |r: http::request::Builder| r.header("host", "localhost");
-        assert_eq!(
-            check(|r| host(r).method("TRACE")),
-            Err(Rejection::MethodRefused("TRACE"))
-        );
+        assert_eq!(check(|r| host(r).method("TRACE")), Err(Rejection::MethodRefused("TRACE")));
         assert_eq!(
             check(|r| host(r).header("content-length", "101")),
             Err(Rejection::BodyTooLarge { limit_bytes: 100 })
         );
         let long = format!("/{}", "x".repeat(MAX_TARGET_BYTES));
-        assert!(matches!(
-            check(|r| host(r).uri(long)),
-            Err(Rejection::TargetTooLong { .. })
-        ));
+        assert!(matches!(check(|r| host(r).uri(long)), Err(Rejection::TargetTooLong { .. })));
         assert!(matches!(
             check(|r| host(r).header("x", "y".repeat(MAX_HEAD_BYTES))),
             Err(Rejection::HeadTooLarge { .. })
         ));
-        assert_eq!(
-            check(|r| host(r).header("transfer-encoding", "gzip, chunked")),
-            Err(Rejection::BadTransferCoding)
-        );
+        assert_eq!(check(|r| host(r).header("transfer-encoding", "gzip, chunked")), Err(Rejection::BadTransferCoding));
         assert_eq!(check(|r| host(r).header("transfer-encoding", "Chunked")), Ok(()));
     }
 }

@@ -60,11 +60,7 @@ pub(crate) struct Outbound<'a> {
 /// Turns a caller's fields into those of the attempt.
 pub(crate) fn prepare(headers: &mut HeaderMap, out: Outbound<'_>) {
     strip_hop_by_hop(headers);
-    let own = if out.key.is_none() {
-        headers.remove(header::AUTHORIZATION)
-    } else {
-        None
-    };
+    let own = if out.key.is_none() { headers.remove(header::AUTHORIZATION) } else { None };
     for name in &CREDENTIALS {
         headers.remove(name);
     }
@@ -85,18 +81,14 @@ pub(crate) fn prepare(headers: &mut HeaderMap, out: Outbound<'_>) {
 }
 
 /// 16 random bytes in hex: request ids and idempotency keys.
-pub(crate) fn random_id() -> String {
-    format!("{:032x}", fastrand::u128(..))
+pub(crate) fn random_id() -> HeaderValue {
+    HeaderValue::try_from(format!("{:032x}", fastrand::u128(..))).unwrap_or(HeaderValue::from_static("0"))
 }
 
 /// The caller's request id if it is fit to be logged, else a new one.
-pub(crate) fn request_id(headers: &HeaderMap) -> String {
-    let fit = |id: &&str| (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic());
-    headers
-        .get(REQUEST_ID)
-        .and_then(|id| id.to_str().ok())
-        .filter(fit)
-        .map_or_else(random_id, str::to_owned)
+pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
+    let fit = |id: &&HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
+    headers.get(REQUEST_ID).filter(fit).cloned().unwrap_or_else(random_id)
 }
 
 #[cfg(test)]
@@ -115,15 +107,7 @@ mod tests {
         let mut headers = map(pairs);
         let host = HeaderValue::from_static("api.example.test");
         let key = key.map(|key| (HeaderName::from_static("x-api-key"), HeaderValue::from_static(key)));
-        prepare(
-            &mut headers,
-            Outbound {
-                host: &host,
-                key,
-                plain_answer: true,
-                idempotency_key: None,
-            },
-        );
+        prepare(&mut headers, Outbound { host: &host, key, plain_answer: true, idempotency_key: None });
         headers
     }
 

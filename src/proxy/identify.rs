@@ -15,13 +15,8 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const GOOGLE_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 
 /// Every header that may carry a caller's credential.
-pub(crate) const CREDENTIALS: [HeaderName; 5] = [
-    OWN_TOKEN,
-    API_KEY,
-    header::AUTHORIZATION,
-    GOOGLE_KEY,
-    header::PROXY_AUTHORIZATION,
-];
+pub(crate) const CREDENTIALS: [HeaderName; 5] =
+    [OWN_TOKEN, API_KEY, header::AUTHORIZATION, GOOGLE_KEY, header::PROXY_AUTHORIZATION];
 
 /// The clients of this proxy.
 pub(crate) struct Clients {
@@ -33,11 +28,7 @@ pub(crate) struct Clients {
 impl Clients {
     /// No clients in the configuration: everyone is `local`.
     pub(crate) fn new(clients: &[config::Client]) -> Self {
-        let by_token = clients
-            .iter()
-            .enumerate()
-            .map(|(index, client)| (hash(client.token.expose()), index))
-            .collect();
+        let by_token = clients.iter().enumerate().map(|(index, client)| (hash(client.token.expose()), index)).collect();
         let mut names: Vec<String> = clients.iter().map(|client| client.name.clone()).collect();
         if names.is_empty() {
             names.push("local".into());
@@ -55,15 +46,9 @@ impl Clients {
             let (scheme, token) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
         });
-        let keys = query
-            .into_iter()
-            .flat_map(parameters)
-            .filter(|(_, name, _)| *name == "key");
-        let candidates = text(&OWN_TOKEN)
-            .chain(text(&API_KEY))
-            .chain(bearer)
-            .chain(text(&GOOGLE_KEY))
-            .map(Cow::Borrowed);
+        let keys = query.into_iter().flat_map(parameters).filter(|(_, name, _)| *name == "key");
+        let candidates =
+            text(&OWN_TOKEN).chain(text(&API_KEY)).chain(bearer).chain(text(&GOOGLE_KEY)).map(Cow::Borrowed);
         let candidates = candidates.chain(keys.map(|(_, _, value)| percent_decode(value)));
         let mut found = None;
         for candidate in candidates {
@@ -100,10 +85,7 @@ pub(crate) fn without_key(query: &str) -> Option<String> {
     if !parameters(query).any(|(_, name, _)| name == "key") {
         return None;
     }
-    let kept: Vec<&str> = parameters(query)
-        .filter(|(_, name, _)| *name != "key")
-        .map(|(whole, _, _)| whole)
-        .collect();
+    let kept: Vec<&str> = parameters(query).filter(|(_, name, _)| *name != "key").map(|(whole, _, _)| whole).collect();
     Some(kept.join("&"))
 }
 
@@ -184,23 +166,11 @@ mod tests {
 
     #[test]
     fn a_placeholder_beside_a_token_is_ignored_but_two_clients_are_refused() {
-        assert_eq!(
-            who(
-                &[("x-api-key", "sk-placeholder"), ("sluicegate-token", "web token")],
-                None
-            ),
-            Ok(0)
-        );
+        assert_eq!(who(&[("x-api-key", "sk-placeholder"), ("sluicegate-token", "web token")], None), Ok(0));
         let two = [("x-api-key", "batch-token"), ("sluicegate-token", "web token")];
         assert_eq!(who(&two, None), Err(Rejection::AmbiguousCredentials));
-        assert_eq!(
-            who(&[("authorization", "Bearer nobody")], None),
-            Err(Rejection::Unauthorized)
-        );
-        assert_eq!(
-            who(&[("authorization", "Basic batch-token")], None),
-            Err(Rejection::Unauthorized)
-        );
+        assert_eq!(who(&[("authorization", "Bearer nobody")], None), Err(Rejection::Unauthorized));
+        assert_eq!(who(&[("authorization", "Basic batch-token")], None), Err(Rejection::Unauthorized));
     }
 
     #[test]

@@ -22,35 +22,19 @@ use crate::state::journal::{Journal, Known, Origin, unix_ms};
 
 use super::queue::{Account, Slot};
 
-/// The proxy's own looks at jobs that nobody polls.
+pub(crate) use self::pending::{Charge, Pending, may_have_been_done};
+
+/// Creates under way.
+mod pending;
+
+/// When the proxy itself looks at a job.
 pub(crate) mod watch;
+
+/// How it looks.
+pub(crate) mod look;
 
 /// How long an ended job is remembered, so that late polls reach the right account.
 const REMEMBERED: Duration = Duration::from_secs(600);
-
-/// What became of a create, in terms of money: the `Sluicegate-Charge` header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Charge {
-    /// Nothing left this proxy.
-    NotSent,
-    /// The upstream said no.
-    Refused,
-    /// A job runs, or has run.
-    Accepted,
-    /// It may have been carried out.
-    Unknown,
-}
-
-impl Charge {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::NotSent => "not-sent",
-            Self::Refused => "refused",
-            Self::Accepted => "accepted",
-            Self::Unknown => "unknown",
-        }
-    }
-}
 
 /// Whose a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +69,7 @@ pub(crate) struct Jobs {
     due: Mutex<BinaryHeap<Reverse<(Instant, Due)>>>,
     kick: Notify,
     journal: Option<Journal>,
+    /// Numbers creates where there is no journal to do it.
     unnamed: std::sync::atomic::AtomicU64,
     clock: Clock,
     /// Names by index, for the journal.
@@ -130,7 +115,7 @@ impl Jobs {
             due: Mutex::default(),
             kick: Notify::new(),
             journal,
-            unnamed: std::sync::atomic::AtomicU64::new(u64::MAX / 2),
+            unnamed: std::sync::atomic::AtomicU64::new(0),
             clock,
             accounts,
             clients,
@@ -141,11 +126,7 @@ impl Jobs {
     pub(crate) fn restore(&self, known: Known, accounts: &[Arc<Account>]) {
         let now = Instant::now();
         let owner = |origin: &Origin| Owner {
-            account: self
-                .accounts
-                .iter()
-                .position(|name| *name == origin.account)
-                .unwrap_or(0),
+            account: self.accounts.iter().position(|name| *name == origin.account).unwrap_or(0),
             client: self.clients.iter().position(|name| *name == origin.client).unwrap_or(0),
         };
         let wall = unix_ms(self.clock.wall());
@@ -179,15 +160,7 @@ impl Jobs {
             Some(journal) => journal.sending(self.origin(owner, &model)),
             None => self.unnamed.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
         };
-        Pending {
-            jobs: Arc::clone(self),
-            slot: Some(slot),
-            n,
-            owner,
-            model,
-            unknown: false,
-            sent: false,
-        }
+        Pending { jobs: Arc::clone(self), slot: Some(slot), n, owner, model, unknown: false, sent: false }
     }
 
     fn origin(&self, owner: Owner, model: &str) -> Origin {
@@ -225,17 +198,11 @@ impl Jobs {
             return;
         }
         let Some(answer) = self.protocol.read(body) else {
-            tracing::warn!(
-                job = id,
-                "a status answer is not about a job: passed on, the job is kept"
-            );
+            tracing::warn!(job = id, "a status answer is not about a job: passed on, the job is kept");
             return;
         };
         if answer.id.as_deref().is_some_and(|other| other != id) {
-            tracing::warn!(
-                job = id,
-                "a status answer names another job: passed on, the job is kept"
-            );
+            tracing::warn!(job = id, "a status answer names another job: passed on, the job is kept");
             return;
         }
         if answer.ended {
@@ -253,13 +220,7 @@ impl Jobs {
         if answer.status.is_some() {
             // Started past this proxy, or before it knew: the upstream counts it, so we do.
             let (owner, account) = asker;
-            self.insert(
-                id,
-                owner,
-                "unknown".into(),
-                account.adopt(owner.client),
-                answer.status.unwrap_or_default(),
-            );
+            self.insert(id, owner, "unknown".into(), account.adopt(owner.client), answer.status.unwrap_or_default());
             if let Some(journal) = &self.journal {
                 journal.seen(id, self.origin(owner, "unknown"));
             }
@@ -270,10 +231,7 @@ impl Jobs {
     pub(crate) fn saw_cancel(&self, id: &str, status: StatusCode, body: &[u8]) {
         let gone = status == StatusCode::NOT_FOUND || status == StatusCode::GONE;
         // The shape of a successful answer is not documented: only a status that says otherwise keeps the job.
-        let runs_on = self
-            .protocol
-            .read(body)
-            .is_some_and(|answer| answer.status.is_some() && !answer.ended);
+        let runs_on = self.protocol.read(body).is_some_and(|answer| answer.status.is_some() && !answer.ended);
         if gone || (status.is_success() && !runs_on) {
             self.end(id, "cancelled");
         }
@@ -281,15 +239,7 @@ impl Jobs {
 
     fn insert(&self, id: &str, owner: Owner, model: Arc<str>, slot: Slot, status: String) {
         let now = Instant::now();
-        let job = Job {
-            owner,
-            model,
-            slot: Some(slot),
-            started: now,
-            status,
-            seen: now,
-            looks: 0,
-        };
+        let job = Job { owner, model, slot: Some(slot), started: now, status, seen: now, looks: 0 };
         let doubled = match self.table.entry(id.to_owned()) {
             Entry::Occupied(mut known) if known.get().slot.is_some() => {
                 // The same id again: it is one job, and the slot it holds is enough.
@@ -334,10 +284,7 @@ impl Jobs {
     }
 
     fn hold(&self, n: u64, slot: Slot) {
-        self.uncertain
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(n, slot);
+        self.uncertain.lock().unwrap_or_else(PoisonError::into_inner).insert(n, slot);
         self.schedule(Instant::now() + self.settings.uncertain, Due::Certain(n));
     }
 
@@ -383,88 +330,5 @@ impl Jobs {
     /// Creates whose outcome is unknown and that hold a slot.
     pub(crate) fn uncertain(&self) -> usize {
         self.uncertain.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-}
-
-/// A create between its first attempt and its outcome. Dropped without one, it keeps its slot if something may have been carried out.
-#[must_use]
-pub(crate) struct Pending {
-    jobs: Arc<Jobs>,
-    slot: Option<Slot>,
-    n: u64,
-    owner: Owner,
-    model: Arc<str>,
-    unknown: bool,
-    sent: bool,
-}
-
-impl Pending {
-    /// The next attempt is being written: from now on it may have been carried out.
-    pub(crate) fn sending(&mut self) {
-        self.unknown = true;
-        self.sent = true;
-    }
-
-    /// The last attempt was provably not carried out.
-    pub(crate) fn not_done(&mut self) {
-        self.unknown = false;
-    }
-
-    /// What can be said of the money while there is no answer.
-    pub(crate) fn charge(&self) -> Charge {
-        match (self.unknown, self.sent) {
-            (true, _) => Charge::Unknown,
-            (false, true) => Charge::Refused,
-            (false, false) => Charge::NotSent,
-        }
-    }
-
-    /// The upstream's final answer.
-    pub(crate) fn settle(mut self, status: StatusCode, body: &[u8]) -> Charge {
-        if status.is_success() {
-            let answer = self.jobs.protocol.read(body);
-            let Some((id, answer)) = answer.and_then(|answer| Some((answer.id.clone()?, answer))) else {
-                tracing::warn!("a create was answered without a job id: its slot is held for jobs.uncertain");
-                return Charge::Unknown;
-            };
-            let Some(slot) = self.slot.take() else {
-                return Charge::Unknown;
-            };
-            self.unknown = false;
-            if let Some(journal) = &self.jobs.journal {
-                journal.started(self.n, &id);
-            }
-            let status = answer.status.unwrap_or_else(|| "accepted".into());
-            self.jobs
-                .insert(&id, self.owner, Arc::clone(&self.model), slot, status.clone());
-            if answer.ended {
-                self.jobs.end(&id, &status);
-            }
-            return Charge::Accepted;
-        }
-        if may_have_been_done(status) {
-            return Charge::Unknown;
-        }
-        self.unknown = false;
-        Charge::Refused
-    }
-}
-
-/// After these a job may exist, although the upstream documents them as retryable.
-pub(crate) fn may_have_been_done(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 408 | 500 | 502 | 504)
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        let Some(slot) = self.slot.take() else { return };
-        if self.unknown {
-            self.jobs.hold(self.n, slot);
-        } else {
-            if let Some(journal) = &self.jobs.journal {
-                journal.nothing(self.n);
-            }
-            drop(slot);
-        }
     }
 }

@@ -12,18 +12,20 @@ use tokio::time::Instant;
 use crate::config;
 use crate::state::ring::Ring;
 
-use super::quota::feedback::Feedback;
-use super::quota::{Claim, Quota, Refused, Share, Stamp, View, Wait};
+use super::quota::{Claim, Quota, Share, View, Wait};
 
 use self::line::{Jobs, Line, Need, Shares, Ticket};
 
+use self::permit::Stage;
+
 pub(crate) use self::line::Class;
+pub(crate) use self::permit::{Permit, Slot};
 
 /// The order of turns.
 pub(crate) mod line;
 
-/// After a refusal for too many jobs, when no job of ours can end, the next try comes no later than this.
-const LONGEST_WITHOUT_ROOM: Duration = Duration::from_secs(30);
+/// What a turn is made of.
+mod permit;
 
 /// One upstream key: its quota, its job slots and everyone who waits for them.
 pub(crate) struct Account {
@@ -138,10 +140,7 @@ impl Account {
         let weights: Vec<u32> = clients.iter().map(|(_, weight)| *weight).collect();
         let clients = clients.iter().map(|(plan, _)| ClientBook {
             share: Share::new(plan.as_deref(), now),
-            jobs_limit: plan
-                .as_ref()
-                .and_then(|plan| plan.concurrent_jobs)
-                .map(std::num::NonZeroU32::get),
+            jobs_limit: plan.as_ref().and_then(|plan| plan.concurrent_jobs).map(std::num::NonZeroU32::get),
             live: 0,
         });
         Arc::new(Self {
@@ -170,16 +169,12 @@ impl Account {
             Entered::Waits(receiver, ticket) => (receiver, ticket),
         };
         let _leave = Leave { account: self, ticket };
-        match tokio::time::timeout_at(ask.deadline, receiver).await {
-            Ok(Ok(turn)) => Ok(turn),
-            // The sender lives in the line until it is used: it cannot vanish while we wait.
-            Ok(Err(_)) | Err(_) => {
-                let now = Instant::now();
-                Err(NoTurn::Deadline {
-                    retry_in: self.book().quota.earliest(now).saturating_duration_since(now),
-                })
-            }
+        // An error means that the deadline passed: the sender lives in the line until it is used.
+        if let Ok(Ok(turn)) = tokio::time::timeout_at(ask.deadline, receiver).await {
+            return Ok(turn);
         }
+        let now = Instant::now();
+        Err(NoTurn::Deadline { retry_in: self.book().earliest(ask.client, now).saturating_duration_since(now) })
     }
 
     fn enter(self: &Arc<Self>, ask: Ask) -> Result<Entered, NoTurn> {
@@ -187,11 +182,7 @@ impl Account {
         let mut guard = self.book();
         let book = &mut *guard;
         let seq = ask.again.unwrap_or_else(|| book.line.number());
-        let ticket = Ticket {
-            client: ask.client,
-            class: ask.class,
-            seq,
-        };
+        let ticket = Ticket { client: ask.client, class: ask.class, seq };
         let need = match (ask.slot, ask.class, ask.again) {
             (true, ..) => Need::Slot,
             (false, Class::Create, Some(_)) => Need::Room,
@@ -204,23 +195,16 @@ impl Account {
         }
         let earliest = book.earliest(ask.client, now);
         if earliest > ask.deadline {
-            return Err(NoTurn::TooLate {
-                retry_in: earliest - now,
-            });
+            return Err(NoTurn::TooLate { retry_in: earliest - now });
         }
         if ask.deadline <= now {
             return Err(match book.jobs_limit {
                 Some(limit) if need == Need::Slot && book.live >= limit => NoTurn::NoSlot { live: book.live, limit },
-                _ => NoTurn::Deadline {
-                    retry_in: earliest - now,
-                },
+                _ => NoTurn::Deadline { retry_in: earliest - now },
             });
         }
         if book.line.len() >= self.max_waiting && ask.again.is_none() {
-            return Err(NoTurn::Full {
-                waiting: book.line.len(),
-                retry_in: earliest - now,
-            });
+            return Err(NoTurn::Full { waiting: book.line.len(), retry_in: earliest - now });
         }
         let (sender, receiver) = oneshot::channel();
         book.line.join(ticket, need, sender);
@@ -252,35 +236,15 @@ impl Account {
 
     /// A turn that spends nothing: the plan does not count this call.
     pub(crate) fn unmetered(self: &Arc<Self>, client: usize) -> Turn {
-        let permit = Permit {
-            account: Arc::clone(self),
-            client,
-            claim: Claim { probe: false },
-            stage: Stage::Unmetered,
-        };
-        Turn {
-            permit,
-            slot: None,
-            seq: 0,
-        }
+        let permit =
+            Permit { account: Arc::clone(self), client, claim: Claim { probe: false }, stage: Stage::Unmetered };
+        Turn { permit, slot: None, seq: 0 }
     }
 
     fn make_turn(self: &Arc<Self>, ticket: Ticket, need: Need, claim: Claim) -> Turn {
-        let permit = Permit {
-            account: Arc::clone(self),
-            client: ticket.client,
-            claim,
-            stage: Stage::Reserved,
-        };
-        let slot = (need == Need::Slot).then(|| Slot {
-            account: Arc::clone(self),
-            client: ticket.client,
-        });
-        Turn {
-            permit,
-            slot,
-            seq: ticket.seq,
-        }
+        let permit = Permit { account: Arc::clone(self), client: ticket.client, claim, stage: Stage::Reserved };
+        let slot = (need == Need::Slot).then(|| Slot { account: Arc::clone(self), client: ticket.client });
+        Turn { permit, slot, seq: ticket.seq }
     }
 
     /// Wakes the line when time alone lets somebody go. Runs for as long as the account lives.
@@ -303,10 +267,7 @@ impl Account {
         book.live += 1;
         book.clients.0[client].live += 1;
         drop(book);
-        Slot {
-            account: Arc::clone(self),
-            client,
-        }
+        Slot { account: Arc::clone(self), client }
     }
 
     /// Limits for the headers of an answer to `client`: the tighter of its own and the account's.
@@ -440,7 +401,7 @@ impl Book {
         }
         match self.quota.ready(now) {
             Err(Wait::Until(at)) => return Some(at),
-            Err(Wait::ForProbe) => return None,
+            Err(Wait::ForEvent) => return None,
             Ok(()) => {}
         }
         let room = self.no_room_until.filter(|until| *until > now);
@@ -461,120 +422,5 @@ impl Book {
             (Some(account), _) => Some(account),
             (None, own) => own,
         }
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Stage {
-    Reserved,
-    Sent(Option<Stamp>),
-    Done,
-    Unmetered,
-}
-
-/// Permission for one attempt. Dropped before the attempt is sent, it gives everything back; dropped after, the attempt keeps its place
-/// in the window, for the upstream may have counted it.
-#[must_use]
-pub(crate) struct Permit {
-    account: Arc<Account>,
-    client: usize,
-    claim: Claim,
-    stage: Stage,
-}
-
-impl Permit {
-    /// The attempt is counted.
-    pub(crate) fn is_metered(&self) -> bool {
-        !matches!(self.stage, Stage::Unmetered)
-    }
-
-    /// The head is being written.
-    pub(crate) fn sent(&mut self) {
-        if !self.is_metered() {
-            return;
-        }
-        let now = Instant::now();
-        let mut book = self.account.book();
-        let stamp = book.quota.sent(now);
-        book.attempts += 1;
-        if let Some(ring) = &mut book.ring {
-            ring.record(now);
-        }
-        self.stage = Stage::Sent(stamp);
-    }
-
-    /// The attempt provably never left, although `sent` was called: the permit is good for another connection.
-    pub(crate) fn unsent(&mut self) {
-        if let Stage::Sent(stamp) = self.stage {
-            let mut book = self.account.book();
-            book.quota.unsent(stamp);
-            book.attempts -= 1;
-            self.stage = Stage::Reserved;
-        }
-    }
-
-    /// The response head arrived. True when this answer switched the account to pacing.
-    pub(crate) fn answered(mut self, feedback: Feedback, refused: Option<Refused>) -> bool {
-        let Stage::Sent(stamp) = std::mem::replace(&mut self.stage, Stage::Done) else {
-            return false;
-        };
-        let now = Instant::now();
-        let mut switched = false;
-        self.account.change(|book| {
-            switched = book.quota.answered(self.claim, stamp, feedback, refused, now);
-            if refused == Some(Refused::Jobs) {
-                // The refused create's own slot is one of `live`.
-                let others = book.live > 1;
-                let wait = feedback.retry_after.unwrap_or(Duration::from_secs(1));
-                book.no_room_until = Some(now + if others { LONGEST_WITHOUT_ROOM.max(wait) } else { wait });
-            }
-        });
-        switched
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let now = Instant::now();
-        match self.stage {
-            Stage::Reserved => self.account.change(|book| {
-                book.quota.release(self.claim, now);
-                book.clients.0[self.client].share.refund();
-            }),
-            Stage::Sent(_) => self.account.change(|book| book.quota.lost(self.claim, now)),
-            Stage::Done | Stage::Unmetered => {}
-        }
-    }
-}
-
-impl std::fmt::Debug for Permit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Permit({}, {:?})", self.account.name, self.stage)
-    }
-}
-
-/// A unit of the plan's concurrent jobs. Whoever owns it holds it: first the call, then the job. Dropping it frees it.
-#[must_use]
-pub(crate) struct Slot {
-    account: Arc<Account>,
-    client: usize,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.account.change(|book| {
-            book.live = book.live.saturating_sub(1);
-            let client = &mut book.clients.0[self.client];
-            client.live = client.live.saturating_sub(1);
-            book.no_room_until = None;
-            book.line.slot_freed(self.client);
-        });
-        self.account.changed.notify_waiters();
-    }
-}
-
-impl std::fmt::Debug for Slot {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Slot({})", self.account.name)
     }
 }

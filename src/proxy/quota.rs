@@ -34,8 +34,8 @@ const CLOSURE_UNTOLD: Duration = Duration::from_secs(60);
 pub(crate) enum Wait {
     /// Not before this instant.
     Until(Instant),
-    /// Not before a probe after a 429 is answered.
-    ForProbe,
+    /// Not before something happens: a probe after a 429 is answered, a granted attempt is sent or given back.
+    ForEvent,
 }
 
 /// What a 429 meant.
@@ -106,19 +106,14 @@ impl Quota {
             pace: (plan.pacing == config::Pacing::Paced)
                 .then(|| Pace::new(requests.limit, requests.window, requests.jitter, now)),
         });
-        Self {
-            rate,
-            gate: Gate::Open,
-            ceiling: None,
-            drift: 0,
-        }
+        Self { rate, gate: Gate::Open, ceiling: None, drift: 0 }
     }
 
     /// May an attempt leave at `now`?
     pub(crate) fn ready(&mut self, now: Instant) -> Result<(), Wait> {
         match self.gate {
             Gate::Closed(until) if now < until => return Err(Wait::Until(until)),
-            Gate::Probing => return Err(Wait::ForProbe),
+            Gate::Probing => return Err(Wait::ForEvent),
             Gate::Open | Gate::Closed(_) => {}
         }
         if let Some(ceiling) = self.ceiling(now)
@@ -128,7 +123,7 @@ impl Quota {
         }
         let Some(rate) = &mut self.rate else { return Ok(()) };
         if rate.log.free(now) == 0 {
-            return Err(Wait::Until(rate.log.next_free(now).unwrap_or(now)));
+            return Err(rate.log.next_free(now).map_or(Wait::ForEvent, Wait::Until));
         }
         match &rate.pace {
             Some(pace) if pace.free(now).0 == 0 => Err(Wait::Until(pace.free(now).1)),
@@ -139,11 +134,8 @@ impl Quota {
     /// A proven lower bound for the next departure, for callers who cannot wait: grants that may yet come back unsent count as free.
     pub(crate) fn earliest(&mut self, now: Instant) -> Instant {
         match self.ready(now) {
-            Ok(()) | Err(Wait::ForProbe) => now,
-            Err(Wait::Until(at)) => match &self.rate {
-                Some(rate) if !rate.log.proven() => now,
-                _ => at,
-            },
+            Err(Wait::Until(at)) if self.rate.as_ref().is_none_or(|rate| rate.log.proven()) => at,
+            _ => now,
         }
     }
 
@@ -220,11 +212,7 @@ impl Quota {
     /// A 429 for the window: nobody leaves for as long as the upstream asks; after that one probe.
     fn close(&mut self, feedback: Feedback, now: Instant) -> bool {
         let window = self.rate.as_ref().map_or(CLOSURE_UNTOLD, |rate| rate.plan.window);
-        let wait = feedback
-            .retry_after
-            .or(feedback.reset_in)
-            .unwrap_or(window)
-            .max(SHORTEST_CLOSURE);
+        let wait = feedback.retry_after.or(feedback.reset_in).unwrap_or(window).max(SHORTEST_CLOSURE);
         let mut until = now + wait;
         if let Gate::Closed(before) = self.gate {
             until = until.max(before);
@@ -249,10 +237,8 @@ impl Quota {
         let own = rate.log.free(now);
         self.drift = own.saturating_sub(remaining);
         let left = remaining.saturating_sub(rate.log.unanswered());
-        self.ceiling = (left < own).then(|| Ceiling {
-            left,
-            until: now + feedback.reset_in.unwrap_or(rate.plan.window),
-        });
+        self.ceiling =
+            (left < own).then(|| Ceiling { left, until: now + feedback.reset_in.unwrap_or(rate.plan.window) });
     }
 
     fn ceiling(&mut self, now: Instant) -> Option<Ceiling> {
@@ -331,12 +317,10 @@ pub(crate) struct Share(Option<(config::Requests, Pace)>);
 
 impl Share {
     pub(crate) fn new(plan: Option<&config::Plan>, now: Instant) -> Self {
-        Self(plan.and_then(|plan| plan.requests).map(|requests| {
-            (
-                requests,
-                Pace::new(requests.limit, requests.window, Duration::ZERO, now),
-            )
-        }))
+        Self(
+            plan.and_then(|plan| plan.requests)
+                .map(|requests| (requests, Pace::new(requests.limit, requests.window, Duration::ZERO, now))),
+        )
     }
 
     /// May this client's attempt leave at `now`?
@@ -405,11 +389,7 @@ mod tests {
     }
 
     fn remaining(left: u32, reset: u64) -> Feedback {
-        Feedback {
-            remaining: Some(left),
-            reset_in: Some(Duration::from_secs(reset)),
-            retry_after: None,
-        }
+        Feedback { remaining: Some(left), reset_in: Some(Duration::from_secs(reset)), retry_after: None }
     }
 
     #[test]
@@ -417,23 +397,15 @@ mod tests {
         let now = Instant::now();
         let mut q = quota(config::Pacing::Auto, 60, now);
         let (claim, stamp) = send(&mut q, now);
-        let told = Feedback {
-            retry_after: Some(Duration::from_secs(5)),
-            ..Feedback::default()
-        };
-        assert!(
-            q.answered(claim, stamp, told, Some(Refused::Window), now),
-            "the account switches to pacing"
-        );
+        let told = Feedback { retry_after: Some(Duration::from_secs(5)), ..Feedback::default() };
+        assert!(q.answered(claim, stamp, told, Some(Refused::Window), now), "the account switches to pacing");
         let later = now + Duration::from_secs(5);
         assert_eq!(q.ready(now), Err(Wait::Until(later)));
         let (probe, stamp) = send(&mut q, later);
         assert!(probe.probe);
-        assert_eq!(q.ready(later), Err(Wait::ForProbe));
+        assert_eq!(q.ready(later), Err(Wait::ForEvent));
         assert!(!q.answered(probe, stamp, Feedback::default(), None, later));
-        let Err(Wait::Until(paced)) = q.ready(later) else {
-            panic!("paced now")
-        };
+        let Err(Wait::Until(paced)) = q.ready(later) else { panic!("paced now") };
         assert!(paced > later && paced < later + Duration::from_secs(2));
         assert!(q.ready(paced).is_ok());
     }
@@ -489,10 +461,7 @@ mod tests {
         let (claim, stamp) = send(&mut q, now);
         q.unsent(stamp);
         q.release(claim, now);
-        assert_eq!(
-            q.view(now).map(|view| (view.remaining, view.reset_in)),
-            Some((2, Duration::ZERO))
-        );
+        assert_eq!(q.view(now).map(|view| (view.remaining, view.reset_in)), Some((2, Duration::ZERO)));
         assert_eq!(q.used(now), Some((0, 60)));
     }
 

@@ -39,11 +39,7 @@ pub(crate) enum Rejection {
     #[error("this Idempotency-Key was used with another body")]
     IdempotencyMismatch,
     #[error("the request quota is used up; the next request can start in {} s", .retry_in.as_secs_f64())]
-    RateLimited {
-        limit: u32,
-        window: Duration,
-        retry_in: Duration,
-    },
+    RateLimited { limit: u32, window: Duration, retry_in: Duration },
     #[error("all {limit} job slots are taken ({live} jobs are live)")]
     JobLimit { live: u32, limit: u32 },
     #[error("{waiting} requests are waiting already (queue.max_waiting)")]
@@ -159,6 +155,17 @@ impl Rejection {
         }
     }
 
+    /// Attempts made before it, and time spent in the queue.
+    pub(crate) fn spent(&self) -> (u32, Duration) {
+        match self {
+            Self::UpstreamUnreachable { attempts, .. }
+            | Self::OutcomeUnknown { attempts }
+            | Self::UpstreamTimeout { attempts, .. } => (*attempts, Duration::ZERO),
+            Self::QueueTimeout { waited, .. } => (0, *waited),
+            _ => (0, Duration::ZERO),
+        }
+    }
+
     /// The numbers of this answer, for programs.
     fn numbers(&self) -> Map<String, Value> {
         let numbers = match self {
@@ -200,12 +207,14 @@ impl Rejection {
             Self::UpstreamTimeout { .. } => "http_response_timeout",
             Self::Draining => "destination_unavailable",
             Self::Internal => "proxy_internal_error",
-            Self::Unauthorized | Self::AmbiguousCredentials | Self::ForbiddenOrigin | Self::MethodRefused(_) => {
-                "http_request_denied"
-            }
-            Self::RateLimited { .. } | Self::JobLimit { .. } | Self::QueueFull { .. } | Self::QueueTimeout { .. } => {
-                "http_request_denied"
-            }
+            Self::Unauthorized
+            | Self::AmbiguousCredentials
+            | Self::ForbiddenOrigin
+            | Self::MethodRefused(_)
+            | Self::RateLimited { .. }
+            | Self::JobLimit { .. }
+            | Self::QueueFull { .. }
+            | Self::QueueTimeout { .. } => "http_request_denied",
             _ => "http_request_error",
         }
     }
@@ -242,10 +251,7 @@ impl Rejection {
             headers.insert(LIMIT_SOURCE, HeaderValue::from_static("local"));
         }
         if status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(
-                header::ALLOW,
-                HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
-            );
+            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
         }
         response
     }
@@ -330,11 +336,7 @@ mod tests {
     use super::*;
 
     fn limited() -> Rejection {
-        Rejection::RateLimited {
-            limit: 60,
-            window: Duration::from_secs(60),
-            retry_in: Duration::from_millis(1_200),
-        }
+        Rejection::RateLimited { limit: 60, window: Duration::from_secs(60), retry_in: Duration::from_millis(1_200) }
     }
 
     fn json(rejection: &Rejection, family: Family) -> Value {
@@ -351,20 +353,14 @@ mod tests {
         assert_eq!(response.headers()[LIMIT_SOURCE], "local");
         assert!(!response.headers().contains_key(SHOULD_RETRY), "waiting helps");
         let body = json(&limited(), Family::Native);
-        assert_eq!(
-            (&body["code"], &body["limit"], &body["status"]),
-            (&"rate_limited".into(), &60.into(), &429.into())
-        );
+        assert_eq!((&body["code"], &body["limit"], &body["status"]), (&"rate_limited".into(), &60.into(), &429.into()));
     }
 
     #[test]
     fn each_sdk_gets_its_own_error_form() {
         assert_eq!(json(&limited(), Family::OpenAi)["error"]["code"], "rate_limited");
         assert_eq!(json(&limited(), Family::Anthropic)["error"]["type"], "rate_limit_error");
-        assert_eq!(
-            json(&limited(), Family::Gemini)["error"]["status"],
-            "RESOURCE_EXHAUSTED"
-        );
+        assert_eq!(json(&limited(), Family::Gemini)["error"]["status"], "RESOURCE_EXHAUSTED");
         for family in [Family::OpenAi, Family::Anthropic, Family::Gemini] {
             assert_eq!(json(&limited(), family)["code"], "rate_limited");
         }
@@ -375,10 +371,7 @@ mod tests {
         let response = Rejection::OutcomeUnknown { attempts: 1 }.response(Family::OpenAi);
         assert_eq!(response.headers()[SHOULD_RETRY], "false");
         assert!(!response.headers().contains_key("retry-after"));
-        let now = Rejection::QueueTimeout {
-            waited: Duration::ZERO,
-            retry_in: Duration::ZERO,
-        };
+        let now = Rejection::QueueTimeout { waited: Duration::ZERO, retry_in: Duration::ZERO };
         assert_eq!(now.response(Family::Native).headers()["retry-after"], "1");
     }
 
@@ -387,9 +380,6 @@ mod tests {
         let response = Rejection::NotYours.response(Family::Native);
         assert_eq!(response.status(), 404);
         assert_eq!(response.headers().len(), 1);
-        assert_eq!(
-            json(&Rejection::NotYours, Family::Native),
-            json!({"error": "prediction not found"})
-        );
+        assert_eq!(json(&Rejection::NotYours, Family::Native), json!({"error": "prediction not found"}));
     }
 }

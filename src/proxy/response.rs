@@ -1,22 +1,27 @@
-//! The answer on its way down: our fields added, the body relayed piece by piece, the end noted.
+//! The answer on its way down: an upstream's, cleaned, or our own; both with the fields that every answer has.
 
 use std::fmt::Write as _;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
+use crate::protocol::Family;
+
+use super::App;
+use super::dispatch::{Passed, Refusal};
 use super::finish::Finish;
 use super::headers::{CHARGE, REQUEST_ID, strip_hop_by_hop};
 use super::jobs::Charge;
+use super::queue::Class;
 use super::quota::View;
 use super::quota::feedback::{LIMIT, REMAINING, RESET};
-use super::upstream::Return;
+use super::rejection::{LIMIT_SOURCE, SHOULD_RETRY};
+use super::retry::{Reply, ReplyBody};
+
+pub(crate) use self::relay::RelayBody;
+
+/// The body.
+mod relay;
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -25,26 +30,81 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 /// The upstream's own limits, under names that cannot be taken for ours.
 const UPSTREAM_LIMITS: [(HeaderName, HeaderName); 3] = [
     (LIMIT, HeaderName::from_static("sluicegate-upstream-ratelimit-limit")),
-    (
-        REMAINING,
-        HeaderName::from_static("sluicegate-upstream-ratelimit-remaining"),
-    ),
+    (REMAINING, HeaderName::from_static("sluicegate-upstream-ratelimit-remaining")),
     (RESET, HeaderName::from_static("sluicegate-upstream-ratelimit-reset")),
 ];
 
+impl App {
+    /// Passes on what the upstream answered.
+    pub(crate) fn relay(&self, passed: Passed, mut finish: Finish) -> Response<RelayBody> {
+        let Passed { reply: Reply { mut head, body, attempts, upstream }, charge, queued } = passed;
+        let record = &mut finish.record;
+        (record.status, record.attempts, record.queued, record.upstream) = (head.status, attempts, queued, upstream);
+        record.charge = charge;
+        clean(&mut head.headers);
+        if self.retry.statuses.contains(&head.status) {
+            // We have tried as often as it makes sense: SDKs must not multiply that.
+            head.headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        if head.status == StatusCode::TOO_MANY_REQUESTS {
+            head.headers.insert(LIMIT_SOURCE, HeaderValue::from_static("upstream"));
+        }
+        self.tell(&mut head.headers, &finish);
+        let body = match body {
+            ReplyBody::Whole(bytes) => RelayBody::whole(bytes, finish),
+            ReplyBody::Stream { prefix, rest, back } => {
+                RelayBody::stream(prefix, rest, back, self.idle_timeout, finish)
+            }
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
+        response
+    }
+
+    /// Answers by ourselves, in the error form of the API family that was called.
+    pub(crate) fn reject(&self, refusal: &Refusal, family: Family, mut finish: Finish) -> Response<RelayBody> {
+        let Refusal { rejection, charge } = refusal;
+        let record = &mut finish.record;
+        (record.status, record.code) = (rejection.status(), Some(rejection.code()));
+        (record.attempts, record.queued) = rejection.spent();
+        record.charge = (record.class == Some(Class::Create)).then_some(*charge);
+        let (mut head, body) = rejection.response(family).into_parts();
+        self.tell(&mut head.headers, &finish);
+        Response::from_parts(head, RelayBody::whole(body, finish))
+    }
+
+    fn tell(&self, headers: &mut HeaderMap, finish: &Finish) {
+        let record = &finish.record;
+        let told = Told {
+            request_id: &record.request_id,
+            queued: record.queued,
+            upstream: record.upstream,
+            attempts: record.attempts,
+            view: record
+                .client
+                .zip(record.account)
+                .and_then(|(client, account)| self.accounts[account].queue.view(client)),
+            charge: record.charge,
+            wall: self.clock.wall(),
+        };
+        tell(headers, &told);
+    }
+}
+
 /// What is told with every answer.
-pub(crate) struct Told<'a> {
-    pub(crate) request_id: &'a str,
-    pub(crate) queued: Duration,
-    pub(crate) upstream: Duration,
-    pub(crate) attempts: u32,
-    pub(crate) view: Option<View>,
-    pub(crate) charge: Option<Charge>,
-    pub(crate) wall: SystemTime,
+struct Told<'a> {
+    request_id: &'a HeaderValue,
+    queued: Duration,
+    upstream: Duration,
+    attempts: u32,
+    view: Option<View>,
+    charge: Option<Charge>,
+    wall: SystemTime,
 }
 
 /// Cleans an upstream answer's fields.
-pub(crate) fn clean(headers: &mut HeaderMap) {
+fn clean(headers: &mut HeaderMap) {
     strip_hop_by_hop(headers);
     for (theirs, kept) in &UPSTREAM_LIMITS {
         if let Some(value) = headers.remove(theirs) {
@@ -54,10 +114,8 @@ pub(crate) fn clean(headers: &mut HeaderMap) {
 }
 
 /// Adds our fields to an answer, whoever made it.
-pub(crate) fn tell(headers: &mut HeaderMap, told: &Told<'_>) {
-    if let Ok(id) = HeaderValue::from_str(told.request_id) {
-        headers.insert(REQUEST_ID, id);
-    }
+fn tell(headers: &mut HeaderMap, told: &Told<'_>) {
+    headers.insert(REQUEST_ID, told.request_id.clone());
     let mut text = String::with_capacity(80);
     let _ = write!(
         text,
@@ -80,12 +138,7 @@ pub(crate) fn tell(headers: &mut HeaderMap, told: &Told<'_>) {
     let _ = write!(text, "\"requests\";q={};w={window}", view.limit);
     set(headers, RATE_LIMIT_POLICY, &text);
     text.clear();
-    let _ = write!(
-        text,
-        "\"requests\";r={};t={}",
-        view.remaining,
-        view.reset_in.as_secs_f64().ceil()
-    );
+    let _ = write!(text, "\"requests\";r={};t={}", view.remaining, view.reset_in.as_secs_f64().ceil());
     set(headers, RATE_LIMIT, &text);
 }
 
@@ -107,162 +160,6 @@ fn epoch_second(at: SystemTime) -> u64 {
     since.as_secs() + u64::from(since.subsec_nanos() > 0)
 }
 
-/// The body of every answer. Dropping it early closes the upstream connection that feeds it.
-pub(crate) struct RelayBody {
-    source: Source,
-    finish: Option<Finish>,
-}
-
-enum Source {
-    Whole(Option<Bytes>),
-    Stream(Box<Relay>),
-}
-
-struct Relay {
-    prefix: Bytes,
-    rest: Incoming,
-    back: Option<Return>,
-    idle: Duration,
-    /// Made when the upstream first lets us wait: most answers are there at once.
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-/// Why an answer was cut. The connection is closed, so that nobody takes it for whole.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Cut {
-    #[error("the upstream's answer broke off")]
-    Broken(#[source] hyper::Error),
-    #[error("nothing came from the upstream for {} s", .0.as_secs_f64())]
-    Idle(Duration),
-}
-
-impl RelayBody {
-    /// A body held whole.
-    pub(crate) fn whole(bytes: Bytes, finish: Finish) -> Self {
-        Self {
-            source: Source::Whole((!bytes.is_empty()).then_some(bytes)),
-            finish: Some(finish),
-        }
-    }
-
-    /// A body still coming; `prefix` has been read already.
-    pub(crate) fn stream(prefix: Bytes, rest: Incoming, back: Return, idle: Duration, finish: Finish) -> Self {
-        if prefix.is_empty() && rest.is_end_stream() {
-            back.whole();
-            return Self::whole(Bytes::new(), finish);
-        }
-        let relay = Relay {
-            prefix,
-            rest,
-            back: Some(back),
-            idle,
-            sleep: None,
-        };
-        Self {
-            source: Source::Stream(Box::new(relay)),
-            finish: Some(finish),
-        }
-    }
-
-    fn end(&mut self) {
-        if let Some(finish) = self.finish.take() {
-            finish.whole();
-        }
-    }
-}
-
-impl Body for RelayBody {
-    type Data = Bytes;
-    type Error = Cut;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        let this = &mut *self;
-        let frame = match &mut this.source {
-            Source::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Source::Stream(relay) => relay.poll(cx),
-        };
-        match &frame {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let (Some(finish), Some(data)) = (&mut this.finish, frame.data_ref()) {
-                    finish.passed(data.len());
-                }
-                if this.is_end_stream() {
-                    this.end();
-                }
-            }
-            Poll::Ready(None) => this.end(),
-            Poll::Ready(Some(Err(_))) | Poll::Pending => {}
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.source {
-            Source::Whole(bytes) => bytes.is_none(),
-            Source::Stream(relay) => relay.back.is_none(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.source {
-            Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Source::Stream(relay) => match relay.rest.size_hint().exact() {
-                Some(rest) => SizeHint::with_exact(rest + relay.prefix.len() as u64),
-                None => SizeHint::default(),
-            },
-        }
-    }
-}
-
-impl Drop for RelayBody {
-    fn drop(&mut self) {
-        // hyper does not poll a body that has nothing to say (HEAD, 204, empty): that is no cut.
-        if self.is_end_stream() {
-            self.end();
-        }
-    }
-}
-
-impl Relay {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        if !self.prefix.is_empty() {
-            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.prefix)))));
-        }
-        loop {
-            match Pin::new(&mut self.rest).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    if let Some(sleep) = &mut self.sleep {
-                        sleep.as_mut().reset(Instant::now() + self.idle);
-                    }
-                    if self.rest.is_end_stream() {
-                        self.give_back();
-                    }
-                    // Trailers of one connection end here.
-                    if frame.is_data() {
-                        return Poll::Ready(Some(Ok(frame)));
-                    }
-                }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(Cut::Broken(error)))),
-                Poll::Ready(None) => {
-                    self.give_back();
-                    return Poll::Ready(None);
-                }
-                Poll::Pending => {
-                    let idle = self.idle;
-                    let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
-                    return sleep.as_mut().poll(cx).map(|()| Some(Err(Cut::Idle(idle))));
-                }
-            }
-        }
-    }
-
-    fn give_back(&mut self) {
-        if let Some(back) = self.back.take() {
-            back.whole();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,14 +170,10 @@ mod tests {
         headers.insert(REMAINING, HeaderValue::from_static("7"));
         headers.insert("keep-alive", HeaderValue::from_static("timeout=5"));
         clean(&mut headers);
-        let view = View {
-            limit: 60,
-            window: Duration::from_secs(60),
-            remaining: 3,
-            reset_in: Duration::from_millis(1500),
-        };
+        let view =
+            View { limit: 60, window: Duration::from_secs(60), remaining: 3, reset_in: Duration::from_millis(1500) };
         let told = Told {
-            request_id: "r1",
+            request_id: &HeaderValue::from_static("r1"),
             queued: Duration::from_millis(12),
             upstream: Duration::from_millis(340),
             attempts: 2,
@@ -292,10 +185,7 @@ mod tests {
         let expected = [
             ("sluicegate-upstream-ratelimit-remaining", "7"),
             ("x-request-id", "r1"),
-            (
-                "server-timing",
-                "queue;dur=12.0, upstream;dur=340.0, attempts;desc=\"2\"",
-            ),
+            ("server-timing", "queue;dur=12.0, upstream;dur=340.0, attempts;desc=\"2\""),
             ("sluicegate-charge", "accepted"),
             ("x-ratelimit-limit", "60"),
             ("x-ratelimit-remaining", "3"),

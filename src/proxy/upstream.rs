@@ -4,6 +4,7 @@
 //! out. Those two needs are why this is not a client library's pool; its rules are kept: idle connections expire, a connection whose
 //! answer was cut is never used again, and only what was never written is sent again unasked.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,9 @@ use self::connect::{Connect, Failure};
 /// Opening connections.
 pub(crate) mod connect;
 
+/// Whereto.
+pub(crate) mod target;
+
 /// Below the 60 s after which common load balancers close an idle connection.
 const IDLE_FOR: Duration = Duration::from_secs(50);
 /// What may start a job goes only over connections used this recently: the upstream closing an idle one just then would leave us not
@@ -32,10 +36,12 @@ const MAX_IDLE: usize = 256;
 /// A worker's connections to the upstream.
 pub(crate) struct Upstream {
     connector: Arc<dyn Connect>,
-    /// Last returned first. Only this worker's thread takes the lock, which makes it free of waiting.
-    idle: Arc<Mutex<Vec<Idle>>>,
+    idle: Pool,
     h2: Mutex<Option<http2::SendRequest<SendBody>>>,
 }
+
+/// The newest at the back, and used first. Only this worker's thread takes the lock, which makes it free of waiting.
+type Pool = Arc<Mutex<VecDeque<Idle>>>;
 
 struct Idle {
     sender: http1::SendRequest<SendBody>,
@@ -54,11 +60,7 @@ impl Drop for Abort {
 
 impl Upstream {
     pub(crate) fn new(connector: Arc<dyn Connect>) -> Self {
-        Self {
-            connector,
-            idle: Arc::default(),
-            h2: Mutex::new(None),
-        }
+        Self { connector, idle: Arc::default(), h2: Mutex::new(None) }
     }
 
     /// A connection ready for one request. `fresh` refuses those that have been idle for a while.
@@ -90,11 +92,7 @@ impl Upstream {
                 tracing::debug!(%error, "connection to the upstream ended");
             }
         });
-        let lease = Lease {
-            sender,
-            task: Abort(task.abort_handle()),
-            pool: Arc::clone(&self.idle),
-        };
+        let lease = Lease { sender, task: Abort(task.abort_handle()), pool: Arc::clone(&self.idle) };
         Ok(Connection(Kind::H1(lease)))
     }
 
@@ -106,17 +104,16 @@ impl Upstream {
         drop(h2);
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
+        while idle.front().is_some_and(|oldest| now - oldest.since > IDLE_FOR || oldest.sender.is_closed()) {
+            idle.pop_front();
+        }
+        // One whose answer has just ended may need another moment until it is ready.
         let newest = idle.iter().rposition(|idle| idle.sender.is_ready())?;
         if fresh && now - idle[newest].since > FRESH_FOR {
             return None;
         }
-        let Idle { sender, task, .. } = idle.remove(newest);
-        idle.retain(|idle| !idle.sender.is_closed() && now - idle.since < IDLE_FOR);
-        Some(Connection(Kind::H1(Lease {
-            sender,
-            task,
-            pool: Arc::clone(&self.idle),
-        })))
+        let Idle { sender, task, .. } = idle.remove(newest)?;
+        Some(Connection(Kind::H1(Lease { sender, task, pool: Arc::clone(&self.idle) })))
     }
 }
 
@@ -167,7 +164,7 @@ impl Connection {
 struct Lease {
     sender: http1::SendRequest<SendBody>,
     task: Abort,
-    pool: Arc<Mutex<Vec<Idle>>>,
+    pool: Pool,
 }
 
 /// What becomes of the connection after the answer: `whole` gives it back, drop closes it (the answer was cut, or nobody reads it).
@@ -181,12 +178,11 @@ impl Return {
             return;
         }
         let mut idle = lease.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() >= MAX_IDLE {
+            idle.retain(|idle| !idle.sender.is_closed());
+        }
         if idle.len() < MAX_IDLE {
-            idle.push(Idle {
-                sender: lease.sender,
-                task: lease.task,
-                since: Instant::now(),
-            });
+            idle.push_back(Idle { sender: lease.sender, task: lease.task, since: Instant::now() });
         }
     }
 }

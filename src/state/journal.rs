@@ -63,14 +63,8 @@ impl Known {
     }
 
     fn lines(&self) -> impl Iterator<Item = Line> {
-        let jobs = self.jobs.iter().map(|(id, origin)| Line::Seen {
-            id: id.clone(),
-            origin: origin.clone(),
-        });
-        jobs.chain(self.uncertain.iter().map(|(n, origin)| Line::Send {
-            n: *n,
-            origin: origin.clone(),
-        }))
+        let jobs = self.jobs.iter().map(|(id, origin)| Line::Seen { id: id.clone(), origin: origin.clone() });
+        jobs.chain(self.uncertain.iter().map(|(n, origin)| Line::Send { n: *n, origin: origin.clone() }))
     }
 }
 
@@ -91,18 +85,8 @@ impl Journal {
         let known = read(path)?;
         let (file, bytes) = rewrite(path, &known)?;
         let next = known.uncertain.keys().max().map_or(0, |n| n + 1);
-        let copy = Known {
-            jobs: known.jobs.clone(),
-            uncertain: known.uncertain.clone(),
-        };
-        let open = Open {
-            path: path.to_owned(),
-            file,
-            bytes,
-            known: copy,
-            next,
-            failed: false,
-        };
+        let copy = Known { jobs: known.jobs.clone(), uncertain: known.uncertain.clone() };
+        let open = Open { path: path.to_owned(), file, bytes, known: copy, next, failed: false };
         Ok((Self(Mutex::new(open)), known))
     }
 
@@ -129,10 +113,7 @@ impl Journal {
     /// A live job whose create we did not send.
     pub(crate) fn seen(&self, id: &str, origin: Origin) {
         self.with(|open| {
-            open.append(Line::Seen {
-                id: id.to_owned(),
-                origin,
-            });
+            open.append(Line::Seen { id: id.to_owned(), origin });
         });
     }
 
@@ -202,11 +183,7 @@ fn read(path: &Path) -> io::Result<Known> {
 
 fn rewrite(path: &Path, known: &Known) -> io::Result<(File, u64)> {
     let fresh = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .write(true)
-        .truncate(true)
-        .open(&fresh)?;
+    let mut file = OpenOptions::new().create(true).write(true).truncate(true).open(&fresh)?;
     let mut bytes = 0;
     for line in known.lines() {
         bytes += write_line(&mut file, &line)?;
@@ -218,8 +195,7 @@ fn rewrite(path: &Path, known: &Known) -> io::Result<(File, u64)> {
 
 /// Unix time in milliseconds.
 pub(crate) fn unix_ms(at: SystemTime) -> u64 {
-    at.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -227,12 +203,7 @@ mod tests {
     use super::*;
 
     fn origin(model: &str) -> Origin {
-        Origin {
-            account: "a".into(),
-            client: "local".into(),
-            model: model.into(),
-            at_ms: 7,
-        }
+        Origin { account: "a".into(), client: "local".into(), model: model.into(), at_ms: 7 }
     }
 
     fn path() -> PathBuf {
@@ -270,10 +241,7 @@ mod tests {
         assert_eq!(Journal::open(&path).expect("opens").1.jobs.len(), 1);
         std::fs::write(&path, format!("garbage\n{whole}")).expect("written");
         let error = Journal::open(&path).err().expect("refused").to_string();
-        assert!(
-            error.contains(":1 is damaged") && error.contains("move the file aside"),
-            "{error}"
-        );
+        assert!(error.contains(":1 is damaged") && error.contains("move the file aside"), "{error}");
         std::fs::remove_file(&path).expect("removed");
     }
 

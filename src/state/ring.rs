@@ -53,12 +53,7 @@ enum Earlier {
 
 impl Ring {
     pub(crate) fn open(path: &Path, requests: &Requests) -> io::Result<Self> {
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(path)?;
+        let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         let boot = boot_id();
@@ -119,24 +114,15 @@ impl Ring {
             lease.left -= 1;
             return;
         }
-        let valid = if self.chunk > 1 {
-            self.window / LEASES_A_WINDOW
-        } else {
-            Duration::ZERO
-        };
+        let valid = if self.chunk > 1 { self.window / LEASES_A_WINDOW } else { Duration::ZERO };
         self.write(boot_clock().saturating_add(nanos(valid)), self.chunk);
-        self.lease = (self.chunk > 1).then(|| Lease {
-            until: now + valid,
-            left: self.chunk - 1,
-        });
+        self.lease = (self.chunk > 1).then(|| Lease { until: now + valid, left: self.chunk - 1 });
     }
 
     fn write(&mut self, at: u64, count: u32) {
         let slot = self.next % ENTRIES;
         self.next += 1;
-        if let Err(error) = self
-            .file
-            .write_all_at(&encode(at, count), HEADER as u64 + slot * ENTRY as u64)
+        if let Err(error) = self.file.write_all_at(&encode(at, count), HEADER as u64 + slot * ENTRY as u64)
             && !std::mem::replace(&mut self.failed, true)
         {
             tracing::error!(%error, "the window log cannot be written: a restart may not know what was sent");
@@ -159,10 +145,7 @@ fn decode(entry: &[u8; ENTRY]) -> Option<(u64, u32)> {
         return None;
     }
     let (at, count) = body.split_at(8);
-    Some((
-        u64::from_le_bytes(at.try_into().ok()?),
-        u32::from_le_bytes(count.try_into().ok()?),
-    ))
+    Some((u64::from_le_bytes(at.try_into().ok()?), u32::from_le_bytes(count.try_into().ok()?)))
 }
 
 /// The entries, and the index after the newest.
@@ -192,9 +175,7 @@ fn parse(bytes: &[u8], boot: &[u8]) -> (Earlier, u64) {
 
 /// FNV-1a, 32 bits: finds a torn entry, no more is asked of it.
 pub(crate) fn checksum(bytes: &[u8]) -> u32 {
-    bytes.iter().fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
-    })
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 fn nanos(duration: Duration) -> u64 {
@@ -209,8 +190,7 @@ fn boot_clock() -> u64 {
     let clock = rustix::time::ClockId::Monotonic;
     let now = rustix::time::clock_gettime(clock);
     let secs = u64::try_from(now.tv_sec).unwrap_or_default();
-    secs.saturating_mul(1_000_000_000)
-        .saturating_add(u64::try_from(now.tv_nsec).unwrap_or_default())
+    secs.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or_default())
 }
 
 /// Names this boot; empty where the system does not tell, and then every restart counts as a reboot.
@@ -294,11 +274,7 @@ mod tests {
             torn[index] ^= 0xff;
             std::fs::write(&dir.0, torn).expect("writable");
             assert_eq!(dir.free_after_restart(60).0, 0, "byte {index}");
-            assert_eq!(
-                dir.free_after_restart(60).0,
-                0,
-                "still full for the next process, byte {index}"
-            );
+            assert_eq!(dir.free_after_restart(60).0, 0, "still full for the next process, byte {index}");
         }
         std::fs::write(&dir.0, &whole[..HEADER - 1]).expect("writable");
         assert_eq!(dir.free_after_restart(60).0, 0);

@@ -21,11 +21,7 @@ struct Scratch(PathBuf);
 impl Scratch {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!(
-            "sluicegate-config-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, Ordering::Relaxed)
-        );
+        let name = format!("sluicegate-config-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         fs::create_dir_all(&path).unwrap();
         Self(path)
@@ -53,11 +49,7 @@ impl Scratch {
             ("WITH_SPACES", "not a key"),
         ];
         let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        Sources {
-            flags: Flags::default(),
-            env,
-            cwd: self.0.clone(),
-        }
+        Sources { flags: Flags::default(), env, cwd: self.0.clone() }
     }
 
     /// Loads `text` as a file that was named on the command line.
@@ -89,9 +81,7 @@ impl Drop for Scratch {
 fn corpus(kind: &str) -> Vec<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/config").join(kind);
     let paths = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
-    let mut paths: Vec<PathBuf> = paths
-        .filter(|path| path.extension().is_some_and(|end| end == "toml"))
-        .collect();
+    let mut paths: Vec<PathBuf> = paths.filter(|path| path.extension().is_some_and(|end| end == "toml")).collect();
     paths.sort();
     paths
 }
@@ -99,13 +89,8 @@ fn corpus(kind: &str) -> Vec<PathBuf> {
 fn valid(name: &str) -> Loaded {
     let scratch = Scratch::new();
     scratch.write("secret.txt", "from-file\n");
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/it/config/valid")
-        .join(name)
-        .with_extension("toml");
-    scratch
-        .load("proxy.toml", &fs::read_to_string(path).unwrap())
-        .unwrap_or_else(|report| panic!("{name}:\n{report}"))
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/config/valid").join(name).with_extension("toml");
+    scratch.load("proxy.toml", &fs::read_to_string(path).unwrap()).unwrap_or_else(|report| panic!("{name}:\n{report}"))
 }
 
 const MINIMAL: &str = include_str!("config/valid/minimal.toml");
@@ -140,11 +125,7 @@ fn every_mistake_is_explained() {
             assert!(!report.styled().contains(secret), "{name} shows {secret}");
         }
         assert!(!shown.contains('\x1b'), "{name} lets control characters through");
-        assert_eq!(
-            report.count(),
-            shown.lines().filter(|line| line.starts_with("error: ")).count(),
-            "{name}"
-        );
+        assert_eq!(report.count(), shown.lines().filter(|line| line.starts_with("error: ")).count(), "{name}");
         let expected = path.with_extension("stderr");
         if bless {
             fs::write(expected, shown).unwrap();
@@ -179,61 +160,33 @@ fn the_shipped_file_equals_the_defaults() {
 fn the_comments_of_the_shipped_file_are_true() {
     // With each `# key = value` uncommented it still says what holds anyway, but for examples.
     let uncomment = |line: &'static str| {
-        line.strip_prefix("# ")
-            .filter(|rest| rest.starts_with('[') || is_setting(rest))
-            .unwrap_or(line)
+        line.strip_prefix("# ").filter(|rest| rest.starts_with('[') || is_setting(rest)).unwrap_or(line)
     };
     let uncommented = config::TEMPLATE.lines().map(uncomment).collect::<Vec<_>>().join("\n");
     let scratch = Scratch::new();
     let mut sources = scratch.sources();
     scratch.write("proxy.toml", uncommented.replace("account = \"prod-backend\"", ""));
     sources.flags.config = Some("proxy.toml".into());
-    let config = config::load(&sources)
-        .unwrap_or_else(|report| panic!("{report}"))
-        .config;
+    let config = config::load(&sources).unwrap_or_else(|report| panic!("{report}")).config;
     let shipped = scratch.load("shipped.toml", config::TEMPLATE).unwrap().config;
-    assert_eq!(
-        (config.clients.len(), config.routes.len(), config.models.len()),
-        (1, 1, 1)
-    );
+    assert_eq!((config.clients.len(), config.routes.len(), config.models.len()), (1, 1, 1));
     assert_eq!(config.state, State::Local("/var/lib/sluicegate".into()));
     let (clients, routes, models, state) = (shipped.clients, shipped.routes, shipped.models, shipped.state);
-    let shipped = Config {
-        clients,
-        routes,
-        models,
-        state,
-        ..config.clone()
-    };
+    let shipped = Config { clients, routes, models, state, ..config.clone() };
     assert_eq!(scratch.load("again.toml", config::TEMPLATE).unwrap().config, shipped);
 }
 
 /// `key = value`, as opposed to prose in a comment.
 fn is_setting(line: &str) -> bool {
-    line.split_once(" = ").is_some_and(|(key, _)| {
-        key.chars()
-            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-    })
+    line.split_once(" = ")
+        .is_some_and(|(key, _)| key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'))
 }
 
 #[test]
 fn every_value_arrives() {
     let loaded = valid("everything");
-    let Config {
-        server,
-        admin,
-        upstream,
-        routes,
-        accounts,
-        clients,
-        queue,
-        retry,
-        jobs,
-        models,
-        state,
-        log,
-        ..
-    } = &loaded.config;
+    let Config { server, admin, upstream, routes, accounts, clients, queue, retry, jobs, models, state, log, .. } =
+        &loaded.config;
     let listen: Vec<String> = server.listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["127.0.0.1:1000", "[::1]:1001", "0.0.0.0:1002"]);
     assert_eq!(server.threads.map(std::num::NonZeroUsize::get), Some(3));
@@ -242,82 +195,41 @@ fn every_value_arrives() {
     assert_eq!((server.max_body_bytes, server.buffer_bytes), (1_000_000, 2_000_000));
     assert_eq!((server.header_timeout, server.body_timeout), (seconds(1), seconds(2)));
     assert_eq!((server.drain_timeout, server.max_connections.get()), (seconds(0), 4));
-    assert_eq!(
-        (admin.listen, admin.health_listen),
-        (None, Some("0.0.0.0:1003".parse().unwrap()))
-    );
+    assert_eq!((admin.listen, admin.health_listen), (None, Some("0.0.0.0:1003".parse().unwrap())));
     assert_eq!(upstream.url, "http://core.internal:81/base");
-    assert_eq!(
-        (upstream.connect_timeout, upstream.attempt_timeout),
-        (Duration::from_millis(1500), seconds(90))
-    );
-    assert_eq!(
-        (upstream.total_timeout, upstream.idle_timeout),
-        (seconds(120), Duration::from_millis(250))
-    );
+    assert_eq!((upstream.connect_timeout, upstream.attempt_timeout), (Duration::from_millis(1500), seconds(90)));
+    assert_eq!((upstream.total_timeout, upstream.idle_timeout), (seconds(120), Duration::from_millis(250)));
     assert_eq!(upstream.http2, Http2::Never);
     let routes: Vec<_> = routes.iter().map(|route| (route.prefix.as_str(), route.auth)).collect();
     assert_eq!(routes, [("/v1/reports/", RouteAuth::Client), ("/", RouteAuth::Account)]);
-    let [prod, batch] = accounts.as_slice() else {
-        panic!("the unused account is left out")
-    };
+    let [prod, batch] = accounts.as_slice() else { panic!("the unused account is left out") };
     assert_eq!(
         (prod.name.as_str(), prod.key.expose(), prod.description.as_deref()),
         ("prod", "from-file", Some("production"))
     );
-    assert!(
-        prod.key_origin.starts_with("file ") && prod.key_origin.ends_with("secret.txt"),
-        "{}",
-        prod.key_origin
-    );
+    assert!(prod.key_origin.starts_with("file ") && prod.key_origin.ends_with("secret.txt"), "{}", prod.key_origin);
     assert_eq!(
         (batch.name.as_str(), batch.key.expose(), batch.key_origin.as_str()),
         ("batch", "from-command", "command printf")
     );
     assert_eq!((prod.plan.pacing, prod.plan.concurrent_jobs), (Pacing::Burst, None));
     let requests = batch.plan.requests.unwrap();
-    assert_eq!(
-        (requests.limit.get(), requests.window, requests.jitter),
-        (10, seconds(1), seconds(0))
-    );
+    assert_eq!((requests.limit.get(), requests.window, requests.jitter), (10, seconds(1), seconds(0)));
     assert_eq!((batch.plan.pacing, batch.plan.llm), (Pacing::Paced, Llm::Unmetered));
-    let [web, app] = clients.as_slice() else {
-        panic!("two clients")
-    };
-    assert_eq!(
-        (web.name.as_str(), web.token.expose(), web.account, web.weight.get()),
-        ("web", "web-token", 1, 7)
-    );
+    let [web, app] = clients.as_slice() else { panic!("two clients") };
+    assert_eq!((web.name.as_str(), web.token.expose(), web.account, web.weight.get()), ("web", "web-token", 1, 7));
     assert_eq!(web.plan.as_ref(), Some(&batch.plan));
-    assert_eq!(
-        (app.account, app.plan.is_none(), app.weight.get()),
-        (loaded.config.default_account, true, 1)
-    );
+    assert_eq!((app.account, app.plan.is_none(), app.weight.get()), (loaded.config.default_account, true, 1));
     assert_eq!((queue.max_wait, queue.max_waiting.get()), (seconds(0), 5));
-    assert_eq!(
-        (retry.max_attempts.get(), retry.budget_floor, retry.creates),
-        (1, 0, RetryCreates::Safe)
-    );
-    assert_eq!(
-        (retry.initial_backoff, retry.max_backoff),
-        (Duration::from_millis(10), Duration::from_millis(20))
-    );
+    assert_eq!((retry.max_attempts.get(), retry.budget_floor, retry.creates), (1, 0, RetryCreates::Safe));
+    assert_eq!((retry.initial_backoff, retry.max_backoff), (Duration::from_millis(10), Duration::from_millis(20)));
     assert_eq!(retry.statuses, [429, 503]);
     assert!((retry.budget - 1.0).abs() < f64::EPSILON);
-    assert_eq!(
-        (jobs.max_age, jobs.uncertain, jobs.shared),
-        (seconds(3600), seconds(0), true)
-    );
+    assert_eq!((jobs.max_age, jobs.uncertain, jobs.shared), (seconds(3600), seconds(0), true));
     let models: Vec<_> = models.iter().map(|model| (model.name.as_str(), model.poll)).collect();
-    assert_eq!(
-        models,
-        [("flux-schnell", Duration::from_millis(500)), ("plain", seconds(1))]
-    );
+    assert_eq!(models, [("flux-schnell", Duration::from_millis(500)), ("plain", seconds(1))]);
     assert!(matches!(state, State::Local(path) if path.ends_with("state")));
-    assert_eq!(
-        (log.format, log.level.as_str()),
-        (LogFormat::Json, "info,sluicegate=trace")
-    );
+    assert_eq!((log.format, log.level.as_str()), (LogFormat::Json, "info,sluicegate=trace"));
 }
 
 fn seconds(seconds: u64) -> Duration {
@@ -335,16 +247,11 @@ fn jitter_follows_the_window() {
 #[test]
 fn flags_win_over_variables_over_the_file() {
     let scratch = Scratch::new();
-    scratch.write(
-        "proxy.toml",
-        format!("{MINIMAL}\n[server]\nlisten = \"127.0.0.1:1\"\n[queue]\nmax_wait = \"1s\"\n"),
-    );
+    scratch.write("proxy.toml", format!("{MINIMAL}\n[server]\nlisten = \"127.0.0.1:1\"\n[queue]\nmax_wait = \"1s\"\n"));
     let mut sources = scratch.sources();
     let port = |sources: &Sources| config::load(sources).unwrap().config.server.listen[0].port();
     assert_eq!(port(&sources), 1);
-    sources
-        .env
-        .insert("SLUICEGATE_SERVER_LISTEN".into(), "127.0.0.1:2, 127.0.0.1:3".into());
+    sources.env.insert("SLUICEGATE_SERVER_LISTEN".into(), "127.0.0.1:2, 127.0.0.1:3".into());
     sources.env.insert("SLUICEGATE_QUEUE_MAX_WAIT".into(), "2s".into());
     sources.env.insert("SLUICEGATE_RETRY_BUDGET".into(), "0.5".into());
     sources.env.insert("SLUICEGATE_SERVER_MAX_BODY".into(), "1MiB".into());
@@ -352,10 +259,7 @@ fn flags_win_over_variables_over_the_file() {
     sources.env.insert("SLUICEGATE_LOG_LEVEL".into(), String::new());
     let config = config::load(&sources).unwrap().config;
     assert_eq!((config.server.listen.len(), config.server.listen[0].port()), (2, 2));
-    assert_eq!(
-        (config.queue.max_wait, config.server.max_body_bytes),
-        (seconds(2), 1 << 20)
-    );
+    assert_eq!((config.queue.max_wait, config.server.max_body_bytes), (seconds(2), 1 << 20));
     assert!(config.jobs.shared && (config.retry.budget - 0.5).abs() < f64::EPSILON);
     assert_eq!(config.log.level, "info", "an empty variable says nothing");
     sources.flags.listen = Some("127.0.0.1:4".into());
@@ -367,9 +271,7 @@ fn kubernetes_service_links_are_ignored() {
     let scratch = Scratch::new();
     let mut sources = scratch.sources();
     sources.env.insert("SLUICEGATE_SERVICE_HOST".into(), "10.0.0.1".into());
-    sources
-        .env
-        .insert("SLUICEGATE_PORT".into(), "tcp://10.0.0.1:8787".into());
+    sources.env.insert("SLUICEGATE_PORT".into(), "tcp://10.0.0.1:8787".into());
     assert!(config::load(&sources).is_ok());
 }
 
@@ -419,19 +321,12 @@ fn a_file_that_only_lies_there_cannot_steal_a_key() {
         assert!(report.contains("--config proxy.toml"), "{report}");
         assert!(!scratch.0.join("ran").exists());
     }
-    for allowed in [
-        "https://api.core.today",
-        "http://127.0.0.1:9",
-        "http://localhost:9/base",
-    ] {
+    for allowed in ["https://api.core.today", "http://127.0.0.1:9", "http://localhost:9/base"] {
         assert!(load(&url(allowed), false).is_ok(), "{allowed}");
     }
     assert!(load(&url("https://evil.example"), true).is_ok());
     let printing = MINIMAL.replace("{ env = \"CORE_API_KEY\" }", "{ command = [\"echo\", \"printed\"] }");
-    assert_eq!(
-        load(&printing, true).unwrap().config.accounts[0].key.expose(),
-        "printed"
-    );
+    assert_eq!(load(&printing, true).unwrap().config.accounts[0].key.expose(), "printed");
     // What the operator says elsewhere is the operator's.
     scratch.write("proxy.toml", MINIMAL);
     let mut sources = scratch.sources();
@@ -467,10 +362,7 @@ fn one_newline_after_a_secret_is_not_part_of_it() {
         scratch.write("key", content);
         let loaded = scratch.load("proxy.toml", &text);
         assert_eq!(
-            loaded
-                .ok()
-                .map(|loaded| loaded.config.accounts[0].key.expose().to_owned())
-                .as_deref(),
+            loaded.ok().map(|loaded| loaded.config.accounts[0].key.expose().to_owned()).as_deref(),
             expected,
             "{content:?}"
         );
@@ -504,17 +396,10 @@ fn state_goes_where_the_platform_keeps_it() {
         sources.env.insert("XDG_STATE_HOME".into(), "/xdg".into());
         assert_eq!(state(&sources), Path::new("/xdg/sluicegate"));
     }
-    sources
-        .env
-        .insert("STATE_DIRECTORY".into(), "/var/lib/sluicegate:/var/lib/other".into());
+    sources.env.insert("STATE_DIRECTORY".into(), "/var/lib/sluicegate:/var/lib/other".into());
     assert_eq!(state(&sources), Path::new("/var/lib/sluicegate"));
     sources.env = BTreeMap::from([("CORE_API_KEY".to_owned(), "k".to_owned())]);
-    assert!(
-        config::load(&sources)
-            .unwrap_err()
-            .to_string()
-            .contains("HOME is not set")
-    );
+    assert!(config::load(&sources).unwrap_err().to_string().contains("HOME is not set"));
     assert_eq!(valid("memory").config.state, State::Memory);
 }
 
@@ -540,26 +425,17 @@ fn every_key_is_documented() {
     let doc = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md")).unwrap();
     for key in config::keys() {
         let shown = key.replace('*', "NAME");
-        assert!(
-            doc.contains(&format!("| `{shown}` |")),
-            "docs/configuration.md has no row for {shown}"
-        );
+        assert!(doc.contains(&format!("| `{shown}` |")), "docs/configuration.md has no row for {shown}");
     }
 }
 
 #[test]
 fn examples_in_the_documentation_are_valid() {
     let doc = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md")).unwrap();
-    let examples: Vec<&str> = doc
-        .split("```toml\n")
-        .skip(1)
-        .filter_map(|rest| rest.split("```").next())
-        .collect();
+    let examples: Vec<&str> = doc.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert!(!examples.is_empty());
     for example in examples {
-        Scratch::new()
-            .load("example.toml", example)
-            .unwrap_or_else(|report| panic!("{example}\n{report}"));
+        Scratch::new().load("example.toml", example).unwrap_or_else(|report| panic!("{example}\n{report}"));
     }
 }
 

@@ -38,11 +38,8 @@ struct Caller {
 }
 
 pub(super) fn read(root: &Section<'_>, plans: &[Arc<Plan>], context: &mut Context<'_>) -> Option<Accounts> {
-    let drafts: Vec<Draft<'_>> = root
-        .named("accounts")
-        .into_iter()
-        .map(|(name, section)| draft(name, section, plans, context))
-        .collect();
+    let drafts: Vec<Draft<'_>> =
+        root.named("accounts").into_iter().map(|(name, section)| draft(name, section, plans, context)).collect();
     let default = default_account(root, &drafts);
     let callers = callers(root, &drafts, default, plans, context);
     let is_used = |index: usize| default == Some(index) || callers.iter().any(|caller| caller.account == Some(index));
@@ -58,19 +55,9 @@ pub(super) fn read(root: &Section<'_>, plans: &[Arc<Plan>], context: &mut Contex
     let place = |index: Option<usize>| places.get(index?).copied().flatten();
     let client = |caller: Caller| {
         let account = place(caller.account)?;
-        Some(Client {
-            name: caller.name,
-            token: caller.token?,
-            account,
-            plan: caller.plan,
-            weight: caller.weight,
-        })
+        Some(Client { name: caller.name, token: caller.token?, account, plan: caller.plan, weight: caller.weight })
     };
-    Some(Accounts {
-        default: place(default)?,
-        used,
-        clients: callers.into_iter().filter_map(client).collect(),
-    })
+    Some(Accounts { default: place(default)?, used, clients: callers.into_iter().filter_map(client).collect() })
 }
 
 fn draft<'a>(name: &'a str, section: Section<'a>, plans: &[Arc<Plan>], context: &Context<'_>) -> Draft<'a> {
@@ -103,10 +90,7 @@ fn plan(section: &Section<'_>, plans: &[Arc<Plan>]) -> Option<Arc<Plan>> {
 fn trusted(source: Option<Source>, section: &Section<'_>, key: &str, context: &Context<'_>) -> Option<Source> {
     if matches!(source, Some(Source::Command(..))) && !context.trusted {
         let complaint = Complaint::new("may not run a command: this file was only found in the directory");
-        section.complain(
-            key,
-            complaint.help("if you trust the file, name it: --config proxy.toml"),
-        );
+        section.complain(key, complaint.help("if you trust the file, name it: --config proxy.toml"));
         return None;
     }
     source
@@ -126,10 +110,7 @@ fn default_account(root: &Section<'_>, drafts: &[Draft<'_>]) -> Option<usize> {
         }
         let complaint = Complaint::new("is missing: there are several accounts, and one must serve by default");
         let first = drafts.first().map_or("", |draft| draft.name);
-        root.complain(
-            "account",
-            complaint.help(format!("add account = \"{}\" at the top", unticked(first))),
-        );
+        root.complain("account", complaint.help(format!("add account = \"{}\" at the top", unticked(first))));
         return None;
     }
     root.read("account", |value| find_account(value, drafts))
@@ -183,21 +164,15 @@ fn callers(
         let source = section.required("token", "write token = { env = \"WEB_TOKEN\" }", Source::parse);
         let source = trusted(source, &section, "token", context);
         let token = resolve(source.as_ref(), &section, "token", context).map(|found| found.secret);
-        let account = if section.has("account") {
-            section.read("account", |value| find_account(value, drafts))
-        } else {
-            default
-        };
+        let account =
+            if section.has("account") { section.read("account", |value| find_account(value, drafts)) } else { default };
         let weight = section.count("weight", 1, 1..=1000);
         let caller = Caller {
             name: name.unwrap_or_default(),
             token,
             account,
             plan: plan(&section, plans),
-            weight: u32::try_from(weight)
-                .ok()
-                .and_then(NonZeroU32::new)
-                .unwrap_or(NonZeroU32::MIN),
+            weight: u32::try_from(weight).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN),
         };
         check_twins(&caller, &callers, &section);
         callers.push(caller);
@@ -207,23 +182,11 @@ fn callers(
 
 /// Two clients with one name or one token could not be told apart.
 fn check_twins(caller: &Caller, earlier: &[Caller], section: &Section<'_>) {
-    if earlier
-        .iter()
-        .any(|other| !caller.name.is_empty() && other.name == caller.name)
-    {
-        section.complain(
-            "name",
-            Complaint::new(format!("= \"{}\" is another client's name already", caller.name)),
-        );
+    if earlier.iter().any(|other| !caller.name.is_empty() && other.name == caller.name) {
+        section.complain("name", Complaint::new(format!("= \"{}\" is another client's name already", caller.name)));
     }
-    if let Some(twin) = earlier
-        .iter()
-        .find(|other| caller.token.is_some() && other.token == caller.token)
-    {
-        section.complain(
-            "token",
-            Complaint::new(format!("is the same as that of client {}", quoted(&twin.name))),
-        );
+    if let Some(twin) = earlier.iter().find(|other| caller.token.is_some() && other.token == caller.token) {
+        section.complain("token", Complaint::new(format!("is the same as that of client {}", quoted(&twin.name))));
     }
 }
 
@@ -235,10 +198,7 @@ pub(super) fn check_name(name: &str, section: &Section<'_>) {
 }
 
 fn fits_name(name: &str) -> bool {
-    (1..=64).contains(&name.len())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
 fn bad_name() -> Complaint {

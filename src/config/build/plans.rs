@@ -25,18 +25,12 @@ pub(super) fn read(root: &Section<'_>) -> Vec<Arc<Plan>> {
 }
 
 fn plan(name: &str, section: &Section<'_>) -> Plan {
-    let pacing = [
-        ("auto", Pacing::Auto),
-        ("paced", Pacing::Paced),
-        ("burst", Pacing::Burst),
-    ];
+    let pacing = [("auto", Pacing::Auto), ("paced", Pacing::Paced), ("burst", Pacing::Burst)];
     let llm = [("shared", Llm::Shared), ("unmetered", Llm::Unmetered)];
     Plan {
         name: name.to_owned(),
         requests: requests(section),
-        concurrent_jobs: section
-            .read("concurrent_jobs", |value| count(value, &LIMIT))
-            .and_then(nonzero),
+        concurrent_jobs: section.read("concurrent_jobs", |value| count(value, &LIMIT)).and_then(nonzero),
         pacing: section.choice("pacing", &pacing, &[]).unwrap_or(Pacing::Auto),
         llm: section.choice("llm", &llm, &[]).unwrap_or(Llm::Shared),
     }
@@ -69,14 +63,8 @@ fn requests(section: &Section<'_>) -> Option<Requests> {
             );
         }
     }
-    let (limit, window) = per_minute
-        .map(|limit| (limit, MINUTE))
-        .or_else(|| Some((requests?, per?)))?;
-    Some(Requests {
-        limit: nonzero(limit)?,
-        window,
-        jitter: jitter.unwrap_or_else(|| default_jitter(window)),
-    })
+    let (limit, window) = per_minute.map(|limit| (limit, MINUTE)).or_else(|| Some((requests?, per?)))?;
+    Some(Requests { limit: nonzero(limit)?, window, jitter: jitter.unwrap_or_else(|| default_jitter(window)) })
 }
 
 /// max(W/40, 100 ms): 1.5 s for a minute.

@@ -26,10 +26,7 @@ pub(super) fn queue(root: &Section<'_>) -> Queue {
     let max_waiting = section.count("max_waiting", 1000, 1..=1_000_000);
     Queue {
         max_wait: section.duration("max_wait", MINUTE * 30, Duration::ZERO..=DAY),
-        max_waiting: usize::try_from(max_waiting)
-            .ok()
-            .and_then(NonZeroUsize::new)
-            .unwrap_or(NonZeroUsize::MIN),
+        max_waiting: usize::try_from(max_waiting).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN),
     }
 }
 
@@ -40,26 +37,16 @@ pub(super) fn retry(root: &Section<'_>) -> Retry {
     let max_backoff = section.duration("max_backoff", (SECOND * 30).max(initial_backoff), bounds);
     if max_backoff < initial_backoff {
         let least = units::show(initial_backoff);
-        section.complain(
-            "max_backoff",
-            Complaint::new(format!("must be at least retry.initial_backoff, {least}")),
-        );
+        section.complain("max_backoff", Complaint::new(format!("must be at least retry.initial_backoff, {least}")));
     }
-    let words = [
-        ("documented", RetryCreates::Documented),
-        ("safe", RetryCreates::Safe),
-        ("never", RetryCreates::Never),
-    ];
+    let words =
+        [("documented", RetryCreates::Documented), ("safe", RetryCreates::Safe), ("never", RetryCreates::Never)];
     Retry {
         max_attempts: small(section.count("max_attempts", 4, 1..=100)).unwrap_or(NonZeroU32::MIN),
         initial_backoff,
         max_backoff,
-        statuses: section
-            .list("statuses", status)
-            .map_or_else(|| STATUSES.to_vec(), sorted),
-        creates: section
-            .choice("creates", &words, &[])
-            .unwrap_or(RetryCreates::Documented),
+        statuses: section.list("statuses", status).map_or_else(|| STATUSES.to_vec(), sorted),
+        creates: section.choice("creates", &words, &[]).unwrap_or(RetryCreates::Documented),
         budget: section.read("budget", share).unwrap_or(0.2),
         budget_floor: u32::try_from(section.count("budget_floor", 10, 0..=1_000_000)).unwrap_or(u32::MAX),
     }
@@ -92,11 +79,7 @@ fn share(value: &Value) -> Result<f64, Complaint> {
         Value::Whole(number) => *number as f64,
         other => return Err(unexpected("a number from 0 to 1", other)),
     };
-    if (0.0..=1.0).contains(&number) {
-        Ok(number)
-    } else {
-        Err(Complaint::new("must be from 0 to 1"))
-    }
+    if (0.0..=1.0).contains(&number) { Ok(number) } else { Err(Complaint::new("must be from 0 to 1")) }
 }
 
 pub(super) fn jobs(root: &Section<'_>) -> Jobs {
@@ -111,15 +94,10 @@ pub(super) fn jobs(root: &Section<'_>) -> Jobs {
 pub(super) fn models(root: &Section<'_>) -> Vec<Model> {
     let model = |(name, section): (&str, Section<'_>)| {
         if name.is_empty() || name.len() > 200 || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
-            section.complain_here(Complaint::new(
-                "is no model name: use 1 to 200 visible ASCII characters",
-            ));
+            section.complain_here(Complaint::new("is no model name: use 1 to 200 visible ASCII characters"));
         }
         let poll = section.duration("poll", SECOND, Duration::from_millis(100)..=MINUTE * 60);
-        Model {
-            name: name.to_owned(),
-            poll,
-        }
+        Model { name: name.to_owned(), poll }
     };
     root.named("models").into_iter().map(model).collect()
 }

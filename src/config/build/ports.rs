@@ -22,12 +22,8 @@ pub(super) fn server(root: &Section<'_>, context: &mut Context<'_>) -> Server {
     Server {
         listen: listen(root, &section, context),
         threads: NonZeroUsize::new(whole(section.count("threads", 0, 0..=1024))),
-        allowed_hosts: section
-            .list("allowed_hosts", |value| address::host(text(value)?))
-            .unwrap_or_default(),
-        allowed_origins: section
-            .list("allowed_origins", |value| address::origin(text(value)?))
-            .unwrap_or_default(),
+        allowed_hosts: section.list("allowed_hosts", |value| address::host(text(value)?)).unwrap_or_default(),
+        allowed_origins: section.list("allowed_origins", |value| address::origin(text(value)?)).unwrap_or_default(),
         max_body_bytes,
         buffer_bytes: buffer(&section, max_body_bytes),
         header_timeout: section.duration("header_timeout", SECOND * 10, TIMEOUT),
@@ -40,15 +36,9 @@ pub(super) fn server(root: &Section<'_>, context: &mut Context<'_>) -> Server {
 
 fn listen(root: &Section<'_>, section: &Section<'_>, context: &mut Context<'_>) -> Vec<SocketAddr> {
     let default = SocketAddr::from((Ipv4Addr::LOCALHOST, 8787));
-    let listen = section
-        .list("listen", |value| address::listen(text(value)?))
-        .unwrap_or_else(|| vec![default]);
+    let listen = section.list("listen", |value| address::listen(text(value)?)).unwrap_or_else(|| vec![default]);
     for (index, address) in listen.iter().enumerate() {
-        if listen
-            .iter()
-            .take(index)
-            .any(|earlier| earlier == address && address.port() != 0)
-        {
+        if listen.iter().take(index).any(|earlier| earlier == address && address.port() != 0) {
             section.complain("listen", Complaint::new(format!("names {address} twice")));
         }
     }
@@ -60,19 +50,14 @@ fn listen(root: &Section<'_>, section: &Section<'_>, context: &mut Context<'_>) 
     // An empty list names nobody, which is everybody.
     let names_clients = |value: &Value| !matches!(value, Value::List(items) if items.is_empty());
     let has_clients = root.read("clients", |value| Ok(names_clients(value))).unwrap_or(false);
-    let open = listen
-        .iter()
-        .find(|address| !address.ip().is_loopback() && !has_clients);
+    let open = listen.iter().find(|address| !address.ip().is_loopback() && !has_clients);
     match open {
-        Some(open) if allow_open => context.warnings.push(format!(
-            "server.listen {open} is open to other machines, and anyone may spend the quota"
-        )),
+        Some(open) if allow_open => context
+            .warnings
+            .push(format!("server.listen {open} is open to other machines, and anyone may spend the quota")),
         Some(open) => {
             let complaint = Complaint::new(format!("= {open} lets every machine that reaches it spend the quota"));
-            section.complain(
-                "listen",
-                complaint.help("add [[clients]] with tokens, or set server.allow_open = true"),
-            );
+            section.complain("listen", complaint.help("add [[clients]] with tokens, or set server.allow_open = true"));
         }
         None => {}
     }
@@ -83,10 +68,7 @@ fn buffer(section: &Section<'_>, max_body: u64) -> u64 {
     let default = (256 * MIB).max(max_body);
     let buffer = section.size("buffer", default, 1..=TIB);
     if buffer < max_body {
-        let complaint = Complaint::new(format!(
-            "must be at least server.max_body, {}",
-            units::show_size(max_body)
-        ));
+        let complaint = Complaint::new(format!("must be at least server.max_body, {}", units::show_size(max_body)));
         section.complain("buffer", complaint.help("one body of the longest kind has to fit"));
     }
     buffer
@@ -99,10 +81,7 @@ pub(super) fn admin(root: &Section<'_>, server: &Server, context: &mut Context<'
     let health_listen = section.read("health_listen", address_or_off).flatten();
     let taken = |address: &SocketAddr| address.port() != 0 && server.listen.contains(address);
     if let Some(address) = listen.filter(taken) {
-        section.complain(
-            "listen",
-            Complaint::new(format!("= {address} is taken by server.listen")),
-        );
+        section.complain("listen", Complaint::new(format!("= {address} is taken by server.listen")));
     }
     if let Some(address) =
         health_listen.filter(|address| taken(address) || (listen == Some(*address) && address.port() != 0))

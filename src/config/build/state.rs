@@ -18,11 +18,7 @@ enum Store {
 /// `None` where there is no directory to keep state in, which is a problem by then.
 pub(super) fn read(root: &Section<'_>, context: &Context<'_>) -> Option<State> {
     let section = root.section("state");
-    let store = section.choice(
-        "store",
-        &[("local", Store::Local), ("memory", Store::Memory)],
-        &["redis"],
-    );
+    let store = section.choice("store", &[("local", Store::Local), ("memory", Store::Memory)], &["redis"]);
     let path = section.read("path", |value| match text(value)? {
         "" => Err(Complaint::new("names no directory")),
         path => Ok(context.surroundings.directory.join(path)),
@@ -37,10 +33,7 @@ pub(super) fn read(root: &Section<'_>, context: &Context<'_>) -> Option<State> {
             section.complain("path", complaint.help("set state.path, or state.store = \"memory\""));
         }
         Some(path) if path.exists() && !path.is_dir() => {
-            section.complain(
-                "path",
-                Complaint::new(format!("= {} is not a directory", path.display())),
-            );
+            section.complain("path", Complaint::new(format!("= {} is not a directory", path.display())));
         }
         Some(_) => {}
     }
@@ -59,19 +52,12 @@ fn default_directory(context: &Context<'_>) -> Option<PathBuf> {
         return Some(absolute("HOME")?.join("Library/Application Support/sluicegate"));
     }
     let base = absolute("XDG_STATE_HOME").map(Path::to_path_buf);
-    Some(
-        base.or_else(|| Some(absolute("HOME")?.join(".local/state")))?
-            .join("sluicegate"),
-    )
+    Some(base.or_else(|| Some(absolute("HOME")?.join(".local/state")))?.join("sluicegate"))
 }
 
 pub(super) fn log(root: &Section<'_>) -> Log {
     let section = root.section("log");
-    let words = [
-        ("auto", LogFormat::Auto),
-        ("text", LogFormat::Text),
-        ("json", LogFormat::Json),
-    ];
+    let words = [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
     Log {
         format: section.choice("format", &words, &[]).unwrap_or(LogFormat::Auto),
         level: section.read("level", level).unwrap_or_else(|| "info".to_owned()),

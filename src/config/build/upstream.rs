@@ -21,15 +21,8 @@ pub(super) fn read(root: &Section<'_>, context: &Context<'_>) -> Upstream {
     let section = root.section("upstream");
     let url = url(&section, context);
     let protocol = section.choice("protocol", &[("core.today", Protocol::CoreToday)], &["replicate"]);
-    let http2 = section.choice(
-        "http2",
-        &[
-            ("auto", Http2::Auto),
-            ("never", Http2::Never),
-            ("always", Http2::Always),
-        ],
-        &[],
-    );
+    let http2 =
+        section.choice("http2", &[("auto", Http2::Auto), ("never", Http2::Never), ("always", Http2::Always)], &[]);
     Upstream {
         url: url.unwrap_or_else(|| Uri::from_static("https://api.core.today")),
         protocol: protocol.unwrap_or(Protocol::CoreToday),
@@ -52,18 +45,12 @@ fn url(section: &Section<'_>, context: &Context<'_>) -> Option<Uri> {
     let found_by_chance = !context.trusted && matches!(section.place("url"), Place::File(_));
     if plain && !allow_plain {
         let complaint = Complaint::new("must be https: the API key would travel in the clear");
-        section.complain(
-            "url",
-            complaint.help("to another machine of your own, set upstream.allow_plain_http = true"),
-        );
+        section.complain("url", complaint.help("to another machine of your own, set upstream.allow_plain_http = true"));
     } else if found_by_chance && (plain || url.host() != Some(PRESET)) {
         let complaint = Complaint::new(format!(
             "would send the API key to another place than https://{PRESET}, and this file was only found in the directory"
         ));
-        section.complain(
-            "url",
-            complaint.help("if you trust the file, name it: --config proxy.toml"),
-        );
+        section.complain("url", complaint.help("if you trust the file, name it: --config proxy.toml"));
     }
     Some(url)
 }
@@ -79,10 +66,8 @@ pub(super) fn routes(root: &Section<'_>) -> Vec<Route> {
             continue;
         };
         if routes.iter().any(|earlier| earlier.prefix == prefix) {
-            section.complain(
-                "prefix",
-                Complaint::new("is the same as an earlier route's; the first that matches counts"),
-            );
+            section
+                .complain("prefix", Complaint::new("is the same as an earlier route's; the first that matches counts"));
         }
         routes.push(Route { prefix, auth });
     }
@@ -96,8 +81,6 @@ fn prefix(value: &Value) -> Result<String, Complaint> {
     } else if prefix.bytes().all(|byte| byte.is_ascii_graphic()) && !prefix.contains(['?', '#']) {
         Ok(prefix.to_owned())
     } else {
-        Err(Complaint::new(
-            "must be a path as it stands in a request: visible ASCII, no query",
-        ))
+        Err(Complaint::new("must be a path as it stands in a request: visible ASCII, no query"))
     }
 }

@@ -24,11 +24,7 @@ pub(super) fn list(chat: &Chat) -> Value {
 
 fn pieces(chat: &Chat) -> Vec<Value> {
     let last = chat.pieces.len().saturating_sub(1);
-    chat.pieces
-        .iter()
-        .enumerate()
-        .map(|(i, piece)| response(chat, piece, i == last))
-        .collect()
+    chat.pieces.iter().enumerate().map(|(i, piece)| response(chat, piece, i == last)).collect()
 }
 
 fn response(chat: &Chat, text: &str, last: bool) -> Value {

@@ -35,17 +35,10 @@ pub(super) fn stream(chat: &Chat, created: u64, with_usage: bool) -> VecDeque<By
         data(&chunk)
     };
     let choice = |delta: Value, finish: Option<&str>| {
-        chunk(
-            json!([{ "index": 0, "delta": delta, "logprobs": null, "finish_reason": finish }]),
-            None,
-        )
+        chunk(json!([{ "index": 0, "delta": delta, "logprobs": null, "finish_reason": finish }]), None)
     };
     let mut events = VecDeque::from([choice(json!({ "role": "assistant", "content": "" }), None)]);
-    events.extend(
-        chat.pieces
-            .iter()
-            .map(|piece| choice(json!({ "content": piece }), None)),
-    );
+    events.extend(chat.pieces.iter().map(|piece| choice(json!({ "content": piece }), None)));
     events.push_back(choice(json!({}), Some("stop")));
     if with_usage {
         events.push_back(chunk(json!([]), Some(usage(chat))));
@@ -63,10 +56,7 @@ pub(super) fn models() -> Value {
 
 /// One vector per input, in the encoding asked for.
 pub(super) fn embeddings(request: &Value) -> Value {
-    let inputs = request["input"]
-        .as_array()
-        .filter(|list| !list.iter().any(Value::is_number))
-        .map_or(1, Vec::len);
+    let inputs = request["input"].as_array().filter(|list| !list.iter().any(Value::is_number)).map_or(1, Vec::len);
     // Base64 of eight zero floats, which client libraries ask for.
     let vector = match request["encoding_format"].as_str() {
         Some("base64") => json!(format!("{}A=", "A".repeat(DIMENSIONS * 4 / 3 * 4 + 2))),

@@ -52,11 +52,7 @@ fn next(times: Times, starved: bool, now: Instant) -> Next {
     }
     // Slots may become short before the long interval ends: ask again in the short one.
     let again = times.seen + short;
-    Next::At(
-        if again > now { again } else { now + short }
-            .min(times.seen + LONGEST)
-            .min(dies),
-    )
+    Next::At(if again > now { again } else { now + short }.min(times.seen + LONGEST).min(dies))
 }
 
 /// What the watch needs from the rest of the proxy: one status request through the queue, whose answer reaches `Jobs::saw_status`.
@@ -71,12 +67,7 @@ impl Jobs {
     /// Watches until dropped.
     pub(crate) async fn watch<L: Look>(self: Arc<Self>, look: Arc<L>, tasks: TaskTracker) {
         loop {
-            let next = self
-                .due
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .peek()
-                .map(|Reverse((at, _))| *at);
+            let next = self.due.lock().unwrap_or_else(PoisonError::into_inner).peek().map(|Reverse((at, _))| *at);
             let wait = async {
                 match next {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -112,16 +103,7 @@ impl Jobs {
         let poll = self.poll_of(&id);
         let Some((owner, times)) = self.table.get(&id).filter(|job| job.slot.is_some()).map(|job| {
             let max_age = self.settings.max_age;
-            (
-                job.owner,
-                Times {
-                    started: job.started,
-                    seen: job.seen,
-                    looks: job.looks,
-                    poll,
-                    max_age,
-                },
-            )
+            (job.owner, Times { started: job.started, seen: job.seen, looks: job.looks, poll, max_age })
         }) else {
             return;
         };
@@ -152,13 +134,7 @@ mod tests {
     }
 
     fn times(now: Instant) -> Times {
-        Times {
-            started: now,
-            seen: now,
-            looks: 0,
-            poll: secs(1.0),
-            max_age: secs(1800.0),
-        }
+        Times { started: now, seen: now, looks: 0, poll: secs(1.0), max_age: secs(1800.0) }
     }
 
     #[test]
@@ -175,10 +151,7 @@ mod tests {
         assert_eq!(next(times(now), true, now + secs(1.0)), Next::Look);
         let second = Times { looks: 1, ..times(now) };
         assert_eq!(next(second, true, now + secs(1.0)), Next::At(now + secs(1.5)));
-        let late = Times {
-            looks: 60,
-            ..times(now)
-        };
+        let late = Times { looks: 60, ..times(now) };
         assert_eq!(next(late, true, now + secs(9.0)), Next::At(now + secs(10.0)));
     }
 

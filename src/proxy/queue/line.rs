@@ -111,13 +111,7 @@ impl<T> Line<T> {
         let lanes = weights.iter().map(|weight| {
             let weight = u64::from(*weight) * u64::from(MOST_TURNS) / u64::from(largest);
             let weight = u32::try_from(weight).unwrap_or(MOST_TURNS).max(1);
-            Lane {
-                waiting: Default::default(),
-                passed: [0; 4],
-                weight,
-                credit: weight,
-                place: Place::Idle,
-            }
+            Lane { waiting: Default::default(), passed: [0; 4], weight, credit: weight, place: Place::Idle }
         });
         Self {
             lanes: lanes.collect(),
@@ -161,7 +155,7 @@ impl<T> Line<T> {
         lane.waiting[ticket.class as usize].insert(ticket.seq, (need, waiter));
         let parked_for_jobs = matches!(lane.place, Place::Slot | Place::OwnSlot);
         if lane.place == Place::Idle || (parked_for_jobs && need == Need::Nothing) {
-            self.to_ring(ticket.client);
+            self.revive(ticket.client);
         }
     }
 
@@ -185,7 +179,7 @@ impl<T> Line<T> {
     /// One of this client's jobs ended: it may have a slot of its own again.
     pub(crate) fn slot_freed(&mut self, client: usize) {
         if self.lanes[client].place == Place::OwnSlot {
-            self.to_ring(client);
+            self.revive(client);
         }
     }
 
@@ -241,7 +235,7 @@ impl<T> Line<T> {
     fn unpark(&mut self, now: Instant, jobs: Jobs) -> bool {
         while self.next_rate().is_some_and(|at| at <= now) {
             if let Some(Reverse((_, client))) = self.for_rate.pop() {
-                self.to_ring(client);
+                self.revive(client);
             }
         }
         if !jobs.room {
@@ -264,7 +258,7 @@ impl<T> Line<T> {
         false
     }
 
-    fn to_ring(&mut self, client: usize) {
+    fn revive(&mut self, client: usize) {
         self.lanes[client].place = Place::Ring;
         self.ring.push_back(client);
     }
@@ -285,10 +279,7 @@ impl<T> Lane<T> {
     fn pick(&mut self, jobs: Jobs, own_slot: bool) -> Option<Class> {
         let ready = self.can_go(jobs, own_slot);
         let is_ready = |class: &Class| ready[*class as usize];
-        let overdue = Class::ALL
-            .into_iter()
-            .filter(is_ready)
-            .find(|class| self.passed[*class as usize] >= MOST_TURNS);
+        let overdue = Class::ALL.into_iter().filter(is_ready).find(|class| self.passed[*class as usize] >= MOST_TURNS);
         let chosen = overdue.or_else(|| Class::ALL.into_iter().find(is_ready))?;
         for class in Class::ALL.into_iter().filter(is_ready) {
             let passed = &mut self.passed[class as usize];
@@ -299,13 +290,11 @@ impl<T> Lane<T> {
 
     fn can_go(&self, jobs: Jobs, own_slot: bool) -> [bool; 4] {
         Class::ALL.map(|class| {
-            self.waiting[class as usize]
-                .first_key_value()
-                .is_some_and(|(_, (need, _))| match need {
-                    Need::Nothing => true,
-                    Need::Room => jobs.room,
-                    Need::Slot => jobs.room && jobs.slot && own_slot,
-                })
+            self.waiting[class as usize].first_key_value().is_some_and(|(_, (need, _))| match need {
+                Need::Nothing => true,
+                Need::Room => jobs.room,
+                Need::Slot => jobs.room && jobs.slot && own_slot,
+            })
         })
     }
 }
@@ -333,13 +322,15 @@ mod tests {
     fn join(line: &mut Line<u64>, client: usize, class: Class) -> Ticket {
         let seq = line.number();
         let ticket = Ticket { client, class, seq };
-        let need = if class == Class::Create {
-            Need::Slot
-        } else {
-            Need::Nothing
-        };
+        let need = if class == Class::Create { Need::Slot } else { Need::Nothing };
         line.join(ticket, need, seq);
         ticket
+    }
+
+    fn join_many(line: &mut Line<u64>, client: usize, class: Class, count: u32) {
+        for _ in 0..count {
+            join(line, client, class);
+        }
     }
 
     fn order(line: &mut Line<u64>, jobs: Jobs) -> Vec<(usize, Class)> {
@@ -352,13 +343,9 @@ mod tests {
     #[test]
     fn clients_alternate_whatever_the_length_of_their_lines() {
         let mut line = Line::new(&[1, 1]);
-        (0..1000).for_each(|_| drop(join(&mut line, 0, Class::Create)));
-        (0..3).for_each(|_| drop(join(&mut line, 1, Class::Other)));
-        let served: Vec<usize> = order(&mut line, ALL_FREE)
-            .iter()
-            .take(6)
-            .map(|(client, _)| *client)
-            .collect();
+        join_many(&mut line, 0, Class::Create, 1000);
+        join_many(&mut line, 1, Class::Other, 3);
+        let served: Vec<usize> = order(&mut line, ALL_FREE).iter().take(6).map(|(client, _)| *client).collect();
         assert_eq!(served, [0, 1, 0, 1, 0, 1]);
     }
 
@@ -366,17 +353,13 @@ mod tests {
     fn weights_give_turns_in_proportion_and_at_most_eight_in_a_row() {
         let mut line = Line::new(&[2, 1]);
         for client in [0, 1] {
-            (0..30).for_each(|_| drop(join(&mut line, client, Class::Poll)));
+            join_many(&mut line, client, Class::Poll, 30);
         }
-        let first = order(&mut line, ALL_FREE)
-            .iter()
-            .take(15)
-            .filter(|(client, _)| *client == 0)
-            .count();
+        let first = order(&mut line, ALL_FREE).iter().take(15).filter(|(client, _)| *client == 0).count();
         assert_eq!(first, 10);
 
         let mut line = Line::new(&[1000, 1]);
-        (0..100).for_each(|_| drop(join(&mut line, 0, Class::Poll)));
+        join_many(&mut line, 0, Class::Poll, 100);
         join(&mut line, 1, Class::Poll);
         let served = order(&mut line, ALL_FREE);
         assert_eq!(served.iter().position(|(client, _)| *client == 1), Some(8));
@@ -386,7 +369,7 @@ mod tests {
     fn classes_go_in_order_but_none_starves() {
         let mut line = Line::new(&[1]);
         join(&mut line, 0, Class::Other);
-        (0..20).for_each(|_| drop(join(&mut line, 0, Class::Poll)));
+        join_many(&mut line, 0, Class::Poll, 20);
         join(&mut line, 0, Class::Cancel);
         let served = order(&mut line, ALL_FREE);
         assert_eq!(served[0].1, Class::Cancel);
@@ -397,10 +380,7 @@ mod tests {
     fn creates_without_a_slot_do_not_hold_up_polls() {
         let mut line = Line::new(&[1]);
         join(&mut line, 0, Class::Create);
-        let none = Jobs {
-            slot: false,
-            room: true,
-        };
+        let none = Jobs { slot: false, room: true };
         assert_eq!(order(&mut line, none), []);
         join(&mut line, 0, Class::Poll);
         assert_eq!(order(&mut line, none), [(0, Class::Poll)]);
@@ -414,31 +394,10 @@ mod tests {
         let first = join(&mut line, 0, Class::Create);
         join(&mut line, 0, Class::Create);
         let now = Instant::now();
-        assert_eq!(
-            line.next(now, ALL_FREE, &Unlimited).map(|(ticket, ..)| ticket),
-            Some(first)
-        );
+        assert_eq!(line.next(now, ALL_FREE, &Unlimited).map(|(ticket, ..)| ticket), Some(first));
         line.join(first, Need::Room, first.seq);
-        assert!(
-            line.next(
-                now,
-                Jobs {
-                    slot: true,
-                    room: false
-                },
-                &Unlimited
-            )
-            .is_none(),
-            "no room, so nobody goes"
-        );
-        let next = line.next(
-            now,
-            Jobs {
-                slot: false,
-                room: true,
-            },
-            &Unlimited,
-        );
+        assert!(line.next(now, Jobs { slot: true, room: false }, &Unlimited).is_none(), "no room, so nobody goes");
+        let next = line.next(now, Jobs { slot: false, room: true }, &Unlimited);
         assert_eq!(next.map(|(ticket, ..)| ticket), Some(first));
     }
 
@@ -447,11 +406,7 @@ mod tests {
         struct Until(Instant, Instant);
         impl Shares for Until {
             fn rate(&self, client: usize, _: Instant) -> Result<(), Instant> {
-                if client == 0 && self.0 < self.1 {
-                    Err(self.1)
-                } else {
-                    Ok(())
-                }
+                if client == 0 && self.0 < self.1 { Err(self.1) } else { Ok(()) }
             }
             fn slot(&self, _: usize) -> bool {
                 true
@@ -462,16 +417,10 @@ mod tests {
         let mut line = Line::new(&[1, 1]);
         join(&mut line, 0, Class::Poll);
         join(&mut line, 1, Class::Poll);
-        assert_eq!(
-            line.next(now, ALL_FREE, &Until(now, later)).map(|(t, ..)| t.client),
-            Some(1)
-        );
+        assert_eq!(line.next(now, ALL_FREE, &Until(now, later)).map(|(t, ..)| t.client), Some(1));
         assert!(line.next(now, ALL_FREE, &Until(now, later)).is_none());
         assert_eq!(line.next_rate(), Some(later));
-        assert_eq!(
-            line.next(later, ALL_FREE, &Until(later, later)).map(|(t, ..)| t.client),
-            Some(0)
-        );
+        assert_eq!(line.next(later, ALL_FREE, &Until(later, later)).map(|(t, ..)| t.client), Some(0));
     }
 
     proptest! {

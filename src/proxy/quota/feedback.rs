@@ -45,14 +45,9 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 fn reset_in(value: &str, wall: SystemTime) -> Option<Duration> {
     const DELTA_BELOW: f64 = 1e9;
     const SECONDS_UP_TO: f64 = 1e11;
-    let value: f64 = value
-        .parse()
-        .ok()
-        .filter(|value: &f64| value.is_finite() && *value >= 0.0)?;
+    let value: f64 = value.parse().ok().filter(|value: &f64| value.is_finite() && *value >= 0.0)?;
     if value < DELTA_BELOW {
-        return Duration::try_from_secs_f64(value)
-            .ok()
-            .filter(|delta| *delta <= LONGEST);
+        return Duration::try_from_secs_f64(value).ok().filter(|delta| *delta <= LONGEST);
     }
     let seconds = if value <= SECONDS_UP_TO { value } else { value / 1000.0 };
     let at = UNIX_EPOCH.checked_add(Duration::try_from_secs_f64(seconds).ok()?)?;
@@ -106,15 +101,9 @@ mod tests {
     #[test]
     fn retry_after_is_seconds_or_a_date() {
         assert_eq!(read(&[("retry-after", "7")]).retry_after, Some(Duration::from_secs(7)));
-        assert_eq!(
-            read(&[("retry-after", "99999999999999999999")]).retry_after,
-            Some(Duration::from_secs(86_400))
-        );
+        assert_eq!(read(&[("retry-after", "99999999999999999999")]).retry_after, Some(Duration::from_secs(86_400)));
         let date = httpdate::fmt_http_date(wall() + Duration::from_secs(9));
-        assert_eq!(
-            read(&[("retry-after", &date)]).retry_after,
-            Some(Duration::from_secs(9))
-        );
+        assert_eq!(read(&[("retry-after", &date)]).retry_after, Some(Duration::from_secs(9)));
         assert_eq!(read(&[("retry-after", "later")]).retry_after, None);
     }
 

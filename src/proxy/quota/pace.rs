@@ -47,14 +47,7 @@ impl Pace {
             .unwrap_or_else(|| Quota::per_second(limit)) // a period of zero nanoseconds cannot come out of a division rounded up
             .allow_burst(burst);
         let limiter = RateLimiter::new(quota, tat.clone(), now.clone());
-        Self {
-            limiter,
-            tat,
-            now,
-            epoch,
-            burst: burst.get(),
-            period,
-        }
+        Self { limiter, tat, now, epoch, burst: burst.get(), period }
     }
 
     /// Empties the bucket so that its next cell comes at `at`: the upstream's own has just run dry.
@@ -66,9 +59,7 @@ impl Pace {
 
     /// Takes a cell, or says when one can be had.
     pub(crate) fn take(&self, now: Instant) -> Result<(), Instant> {
-        self.now
-            .0
-            .store(nanos(now.saturating_duration_since(self.epoch)), Ordering::Relaxed);
+        self.now.0.store(nanos(now.saturating_duration_since(self.epoch)), Ordering::Relaxed);
         match self.limiter.check() {
             Ok(_) => Ok(()),
             Err(not_until) => Err(self.epoch + not_until.earliest_possible()),
@@ -78,9 +69,7 @@ impl Pace {
     /// Gives a cell back: nothing was sent.
     pub(crate) fn refund(&self) {
         let tat = self.tat.0.load(Ordering::Relaxed);
-        self.tat
-            .0
-            .store(tat.saturating_sub(nanos(self.period)), Ordering::Relaxed);
+        self.tat.0.store(tat.saturating_sub(nanos(self.period)), Ordering::Relaxed);
     }
 
     /// Cells free at `now`, and when there will be one more.

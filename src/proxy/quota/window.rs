@@ -47,11 +47,7 @@ pub(crate) struct WindowLog {
 impl WindowLog {
     /// An empty log for `limit` attempts in any `window`.
     pub(crate) fn new(limit: u32, window: Duration, jitter: Duration, now: Instant) -> Self {
-        let slice = if limit > EXACT_UP_TO {
-            window / SLICES
-        } else {
-            Duration::ZERO
-        };
+        let slice = if limit > EXACT_UP_TO { window / SLICES } else { Duration::ZERO };
         Self {
             limit,
             window,
@@ -70,11 +66,10 @@ impl WindowLog {
     /// Places free at `now`.
     pub(crate) fn free(&mut self, now: Instant) -> u32 {
         self.advance(now);
-        self.limit
-            .saturating_sub(self.reserved + self.open + self.leaving_count)
+        self.limit.saturating_sub(self.reserved + self.open + self.leaving_count)
     }
 
-    /// A lower bound for the instant at which `free` next grows; `None` when nothing occupies a place.
+    /// A lower bound for the instant at which `free` next grows by itself; `None` when time alone changes nothing.
     pub(crate) fn next_free(&mut self, now: Instant) -> Option<Instant> {
         self.advance(now);
         let over = (self.reserved + self.open + self.leaving_count).saturating_sub(self.limit);
@@ -90,9 +85,7 @@ impl WindowLog {
         }
         match self.leaving.front() {
             Some(&(at, _)) => Some(at),
-            None if self.open > 0 => Some(now + self.window),
-            None if self.reserved > 0 => Some(now),
-            None => None,
+            None => (self.open > 0).then(|| now + self.window),
         }
     }
 
@@ -242,10 +235,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             (0_u64..9_000).prop_map(Step::Wait),
-            (0_u64..1_500, 0_u64..4_000).prop_map(|(c, a)| Step::Send {
-                counted_after: c.min(a),
-                answered_after: a
-            }),
+            (0_u64..1_500, 0_u64..4_000).prop_map(|(c, a)| Step::Send { counted_after: c.min(a), answered_after: a }),
             (0_u64..1_500).prop_map(|c| Step::SendThenNothing { counted_after: c }),
             Just(Step::ReserveThenDrop),
             Just(Step::SendThenUnsent),
@@ -278,10 +268,7 @@ mod tests {
             }
             match *step {
                 Step::Wait(_) => {}
-                Step::Send {
-                    counted_after,
-                    answered_after,
-                } => {
+                Step::Send { counted_after, answered_after } => {
                     log.reserve();
                     let stamp = log.sent(now);
                     counted.push(now + Duration::from_millis(counted_after).min(J));
@@ -351,11 +338,7 @@ mod tests {
         assert_eq!(log.free(now + W + J - Duration::from_nanos(1)), 0);
         assert_eq!(log.free(now + W + J), 1);
         log.answered(stamp, now + W + W);
-        assert_eq!(
-            log.free(now + W + W),
-            1,
-            "an answer after the allowance changes nothing"
-        );
+        assert_eq!(log.free(now + W + W), 1, "an answer after the allowance changes nothing");
     }
 
     #[test]

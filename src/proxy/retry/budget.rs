@@ -26,12 +26,7 @@ struct Slice {
 impl Budget {
     /// `share` of first attempts, but at least `floor` retries in 60 s.
     pub(crate) fn new(share: f64, floor: u32, now: Instant) -> Self {
-        Self {
-            share,
-            floor,
-            slices: [Slice::default(); SLICES],
-            origin: now,
-        }
+        Self { share, floor, slices: [Slice::default(); SLICES], origin: now }
     }
 
     /// A call's first attempt.
@@ -46,11 +41,7 @@ impl Budget {
         let (first, retries) = recent.fold((0_u64, 0_u64), |(first, retries), slice| {
             (first + u64::from(slice.first), retries + u64::from(slice.retries))
         });
-        #[allow(
-            clippy::cast_precision_loss,
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss
-        )]
+        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         let allowed = ((first as f64 * self.share) as u64).max(u64::from(self.floor)); // counts of one minute are exact in f64
         if retries >= allowed {
             return false;
@@ -69,10 +60,7 @@ impl Budget {
         let index = usize::try_from(second % SLICES as u64).unwrap_or_default();
         let slice = &mut self.slices[index];
         if slice.second != second {
-            *slice = Slice {
-                second,
-                ..Slice::default()
-            };
+            *slice = Slice { second, ..Slice::default() };
         }
         slice
     }

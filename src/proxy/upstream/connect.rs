@@ -61,12 +61,7 @@ pub(crate) struct Network {
 impl Network {
     /// For an `http` or `https` URL with a host.
     pub(crate) fn new(url: &http::Uri, http2: Http2, timeout: Duration) -> io::Result<Self> {
-        let host = url
-            .host()
-            .unwrap_or_default()
-            .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned();
+        let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
         let secure = url.scheme_str() == Some("https");
         let tls = if secure {
             let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
@@ -75,13 +70,7 @@ impl Network {
             None
         };
         let port = url.port_u16().unwrap_or(if secure { 443 } else { 80 });
-        Ok(Self {
-            host,
-            port,
-            tls,
-            timeout,
-            prior_knowledge: http2 == Http2::Always,
-        })
+        Ok(Self { host, port, tls, timeout, prior_knowledge: http2 == Http2::Always })
     }
 
     async fn open(&self) -> Result<Connected, Failure> {
@@ -104,10 +93,7 @@ impl Network {
         // Without it, small writes wait for the peer's delayed acknowledgement: 41 ms a server-sent event.
         tcp.set_nodelay(true).map_err(|_| Failure(Unreachable::Broken))?;
         let Some((connector, name)) = &self.tls else {
-            return Ok(Connected {
-                io: Box::new(tcp),
-                h2: self.prior_knowledge,
-            });
+            return Ok(Connected { io: Box::new(tcp), h2: self.prior_knowledge });
         };
         let tls = connector.connect(name.clone(), tcp).await.map_err(|error| {
             tracing::warn!(%error, host = self.host, "TLS handshake with the upstream failed");
@@ -121,9 +107,7 @@ impl Network {
 impl Connect for Network {
     fn connect(&self) -> Connecting<'_> {
         Box::pin(async {
-            tokio::time::timeout(self.timeout, self.open())
-                .await
-                .unwrap_or(Err(Failure(Unreachable::Timeout)))
+            tokio::time::timeout(self.timeout, self.open()).await.unwrap_or(Err(Failure(Unreachable::Timeout)))
         })
     }
 }

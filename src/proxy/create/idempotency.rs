@@ -1,0 +1,140 @@
+//! A caller's own `Idempotency-Key` on a create, honoured here: the same key and body get the first answer again, for 24 h.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::digest::{SHA256, digest};
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::proxy::rejection::Rejection;
+
+use super::Outcome;
+
+/// How long an answer is given again for the same key.
+const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
+/// Most answers kept; the oldest finished ones go first.
+const MOST_KEPT: usize = 10_000;
+
+/// What a caller's `Idempotency-Key` is scoped to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) account: usize,
+    pub(crate) client: usize,
+    pub(crate) name: String,
+}
+
+struct Kept {
+    body: [u8; 32],
+    outcome: Arc<watch::Sender<Outcome>>,
+    since: Instant,
+}
+
+/// Creates by idempotency key. Keyed and many; bounded by `MOST_KEPT` and 24 h.
+#[derive(Default)]
+pub(crate) struct Idempotency(DashMap<Key, Kept>);
+
+/// What to do with a create that brings a key.
+pub(crate) enum Entered {
+    /// It is the first: run it and tell this sender.
+    First(Arc<watch::Sender<Outcome>>),
+    /// It runs or has run: wait for this.
+    Join(watch::Receiver<Outcome>),
+}
+
+impl Idempotency {
+    /// Joins the create with this key, or becomes it. The same key with another body is refused.
+    pub(crate) fn enter(&self, key: Key, body: &[u8]) -> Result<Entered, Rejection> {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest(&SHA256, body).as_ref());
+        let now = Instant::now();
+        if self.0.len() >= MOST_KEPT {
+            self.make_room(now);
+        }
+        match self.0.entry(key) {
+            Entry::Occupied(kept) if now - kept.get().since < KEPT_FOR => {
+                let kept = kept.get();
+                if kept.body != hash {
+                    return Err(Rejection::IdempotencyMismatch);
+                }
+                Ok(Entered::Join(kept.outcome.subscribe()))
+            }
+            Entry::Occupied(mut old) => {
+                let outcome = Arc::new(watch::Sender::new(None));
+                old.insert(Kept { body: hash, outcome: Arc::clone(&outcome), since: now });
+                Ok(Entered::First(outcome))
+            }
+            Entry::Vacant(free) => {
+                let outcome = Arc::new(watch::Sender::new(None));
+                free.insert(Kept { body: hash, outcome: Arc::clone(&outcome), since: now });
+                Ok(Entered::First(outcome))
+            }
+        }
+    }
+
+    /// Forgets a create that cost nothing, so that the same key may try again.
+    pub(crate) fn forget(&self, key: &Key, outcome: &Arc<watch::Sender<Outcome>>) {
+        self.0.remove_if(key, |_, kept| Arc::ptr_eq(&kept.outcome, outcome));
+    }
+
+    fn make_room(&self, now: Instant) {
+        self.0.retain(|_, kept| now - kept.since < KEPT_FOR);
+        let finished = self.0.iter().filter(|kept| kept.outcome.borrow().is_some());
+        let mut oldest: Vec<(Instant, Key)> = finished.map(|kept| (kept.since, kept.key().clone())).collect();
+        oldest.sort_by_key(|(since, _)| *since);
+        for (_, key) in oldest.into_iter().take(MOST_KEPT / 10) {
+            self.0.remove(&key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http::{HeaderMap, StatusCode};
+
+    use super::*;
+    use crate::proxy::create::{Answer, Created, outcome};
+    use crate::proxy::jobs::Charge;
+
+    fn key(name: &str) -> Key {
+        Key { account: 0, client: 0, name: name.into() }
+    }
+
+    fn created() -> Arc<Created> {
+        let (status, charge) = (StatusCode::CREATED, Charge::Accepted);
+        let answer = Answer { status, headers: HeaderMap::new(), body: Bytes::from_static(b"{}"), charge };
+        Arc::new(Created { answer: Ok(answer), attempts: 1, queued: Duration::ZERO, upstream: Duration::ZERO })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_key_and_body_get_the_first_answer_for_a_day() {
+        let kept = Idempotency::default();
+        let Ok(Entered::First(sender)) = kept.enter(key("a"), b"body") else { panic!("the first") };
+        let Ok(Entered::Join(running)) = kept.enter(key("a"), b"body") else { panic!("joins") };
+        sender.send_replace(Some(created()));
+        assert!(outcome(running).await.is_some());
+        let Ok(Entered::Join(again)) = kept.enter(key("a"), b"body") else { panic!("again") };
+        assert_eq!(outcome(again).await.expect("there").charge(), Charge::Accepted);
+        assert!(matches!(kept.enter(key("a"), b"other"), Err(Rejection::IdempotencyMismatch)));
+        assert!(matches!(kept.enter(Key { client: 1, ..key("a") }, b"other"), Ok(Entered::First(_))));
+        tokio::time::advance(KEPT_FOR).await;
+        assert!(matches!(kept.enter(key("a"), b"other"), Ok(Entered::First(_))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_create_that_cost_nothing_is_forgotten_and_the_number_kept_is_bounded() {
+        let kept = Idempotency::default();
+        let Ok(Entered::First(sender)) = kept.enter(key("a"), b"body") else { panic!("the first") };
+        kept.forget(&key("a"), &sender);
+        assert!(matches!(kept.enter(key("a"), b"other"), Ok(Entered::First(_))));
+        for n in 0..MOST_KEPT + 5 {
+            if let Ok(Entered::First(sender)) = kept.enter(key(&n.to_string()), b"") {
+                sender.send_replace(Some(created()));
+            }
+        }
+        assert!(kept.0.len() <= MOST_KEPT);
+    }
+}

@@ -1,0 +1,114 @@
+//! From the queue to the answer: a turn, a slot for creates, attempts, and what the answer says about jobs.
+
+use http::request;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Worker;
+use super::body::Held;
+use super::classify::Call;
+use super::create::Outcome;
+use super::jobs::{self, Charge, Owner};
+use super::queue::{Ask, Class, Turn};
+use super::rejection::Rejection;
+use super::retry::{Reply, Sending};
+
+/// A rejection and, for creates, what it says about money.
+#[derive(Debug, Clone)]
+pub(crate) struct Refusal {
+    pub(crate) rejection: Rejection,
+    pub(crate) charge: Charge,
+}
+
+impl From<Rejection> for Refusal {
+    fn from(rejection: Rejection) -> Self {
+        Self { rejection, charge: Charge::NotSent }
+    }
+}
+
+/// A request ready for the queue.
+pub(crate) struct Outgoing {
+    pub(crate) call: Call,
+    pub(crate) account: usize,
+    pub(crate) client: usize,
+    pub(crate) head: request::Parts,
+    pub(crate) held: Held,
+    pub(crate) model: String,
+    pub(crate) max_wait: Duration,
+}
+
+/// An answer to pass on.
+pub(crate) struct Passed {
+    pub(crate) reply: Reply,
+    pub(crate) charge: Option<Charge>,
+    pub(crate) queued: Duration,
+}
+
+impl Outgoing {
+    /// Queue, slot, quota, send with retries, observe. `caller` is watched while nothing is under way: when all have left, so do we.
+    pub(crate) async fn dispatch(
+        self,
+        worker: &Worker,
+        caller: Option<&watch::Sender<Outcome>>,
+    ) -> Result<Passed, Refusal> {
+        let app = &worker.app;
+        let (account, client, call) = (self.account, self.client, &self.call);
+        let owner = Owner { account, client };
+        let queue = &app.accounts[account].queue;
+        let begun = Instant::now();
+        let ask = Ask {
+            client,
+            class: call.class,
+            slot: call.create.is_some(),
+            again: None,
+            deadline: begun + self.max_wait,
+        };
+        let turn = if app.metered(account, call) {
+            tokio::select! {
+                turn = queue.turn(ask) => turn.map_err(|no| app.no_turn(account, client, no, begun, self.max_wait))?,
+                () = gone(caller) => return Err(Rejection::BadRequest("the caller left").into()),
+            }
+        } else {
+            queue.unmetered(client)
+        };
+        let queued = begun.elapsed();
+        let Turn { permit, slot, seq } = turn;
+        let mut pending = slot.map(|slot| app.jobs.begin(slot, owner, &self.model));
+        let sending = Sending {
+            worker,
+            call,
+            account,
+            client,
+            head: self.head,
+            held: self.held,
+            pending: pending.as_mut(),
+            caller,
+        };
+        let reply = match sending.send(permit, seq).await {
+            Ok(reply) => reply,
+            Err(rejection) => {
+                let charge = pending.as_ref().map_or(Charge::NotSent, jobs::Pending::charge);
+                return Err(Refusal { rejection, charge });
+            }
+        };
+        let status = reply.head.status;
+        let whole = reply.body.whole().cloned().unwrap_or_default();
+        let charge = pending.map(|pending| pending.settle(status, &whole));
+        match (&call.job, call.class) {
+            (Some(id), Class::Poll) => app.jobs.saw_status(id, (owner, queue), status, &whole, true),
+            (Some(id), Class::Cancel) => app.jobs.saw_cancel(id, status, &whole),
+            _ => {}
+        }
+        Ok(Passed { reply, charge, queued })
+    }
+}
+
+/// Resolves when every caller of a create has left; never for calls that end by being dropped.
+pub(crate) async fn gone(caller: Option<&watch::Sender<Outcome>>) {
+    match caller {
+        Some(caller) => caller.closed().await,
+        None => std::future::pending().await,
+    }
+}

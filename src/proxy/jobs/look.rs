@@ -1,0 +1,56 @@
+//! One look at a job by the proxy itself: a status request through the queue, like any poll of the job's client.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use tokio::time::Instant;
+
+use crate::proxy::Worker;
+use crate::proxy::body::{Held, Place};
+use crate::proxy::classify::Call;
+use crate::proxy::queue::Ask;
+use crate::proxy::retry::Sending;
+
+use super::Owner;
+use super::watch::Look;
+
+/// The longest a look waits for its turn.
+const LOOK_WAITS: Duration = Duration::from_secs(60);
+
+/// The proxy's own looks at jobs, sent like any poll of the job's client.
+pub(crate) struct Looker(pub(crate) Arc<Worker>);
+
+impl Look for Looker {
+    async fn look(&self, id: String, owner: Owner) {
+        let app = &self.0.app;
+        let (mut head, ()) = Request::new(()).into_parts();
+        let Ok(uri) = app.protocol.status_path(&id).parse() else {
+            return;
+        };
+        head.uri = uri;
+        let call = Call::look(&id);
+        let Ok(head) = app.outbound(&call, owner.account, head) else {
+            return;
+        };
+        let (account, client) = (owner.account, owner.client);
+        let queue = &app.accounts[account].queue;
+        let ask = Ask { client, class: call.class, slot: false, again: None, deadline: Instant::now() + LOOK_WAITS };
+        let Ok(turn) = queue.turn(ask).await else { return };
+        let body = Held::Whole(Bytes::new(), Place::default());
+        let sending =
+            Sending { worker: &self.0, call: &call, account, client, head, held: body, pending: None, caller: None };
+        match sending.send(turn.permit, turn.seq).await {
+            Ok(reply) => {
+                let whole = reply.body.whole().cloned().unwrap_or_default();
+                app.jobs.saw_status(&id, (owner, queue), reply.head.status, &whole, false);
+            }
+            Err(error) => tracing::debug!(job = id, %error, "a look at a job failed"),
+        }
+    }
+
+    fn starved(&self, owner: Owner) -> bool {
+        self.0.app.accounts[owner.account].queue.starved_of_slots()
+    }
+}

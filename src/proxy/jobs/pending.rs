@@ -1,0 +1,115 @@
+//! A create between its first attempt and its outcome, and what the outcome means for slot and money.
+
+use std::sync::Arc;
+
+use http::StatusCode;
+
+use crate::proxy::queue::Slot;
+
+use super::{Jobs, Owner};
+
+/// What became of a create, in terms of money: the `Sluicegate-Charge` header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Charge {
+    /// Nothing left this proxy.
+    NotSent,
+    /// The upstream said no.
+    Refused,
+    /// A job runs, or has run.
+    Accepted,
+    /// It may have been carried out.
+    Unknown,
+}
+
+impl Charge {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::NotSent => "not-sent",
+            Self::Refused => "refused",
+            Self::Accepted => "accepted",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A create between its first attempt and its outcome. Dropped without one, it keeps its slot if something may have been carried out.
+#[must_use]
+pub(crate) struct Pending {
+    pub(super) jobs: Arc<Jobs>,
+    pub(super) slot: Option<Slot>,
+    pub(super) n: u64,
+    pub(super) owner: Owner,
+    pub(super) model: Arc<str>,
+    pub(super) unknown: bool,
+    pub(super) sent: bool,
+}
+
+impl Pending {
+    /// The next attempt is being written: from now on it may have been carried out.
+    pub(crate) fn sending(&mut self) {
+        self.unknown = true;
+        self.sent = true;
+    }
+
+    /// The last attempt was provably not carried out.
+    pub(crate) fn not_done(&mut self) {
+        self.unknown = false;
+    }
+
+    /// What can be said of the money while there is no answer.
+    pub(crate) fn charge(&self) -> Charge {
+        match (self.unknown, self.sent) {
+            (true, _) => Charge::Unknown,
+            (false, true) => Charge::Refused,
+            (false, false) => Charge::NotSent,
+        }
+    }
+
+    /// The upstream's final answer.
+    pub(crate) fn settle(mut self, status: StatusCode, body: &[u8]) -> Charge {
+        if status.is_success() {
+            let answer = self.jobs.protocol.read(body);
+            let Some((id, answer)) = answer.and_then(|answer| Some((answer.id.clone()?, answer))) else {
+                tracing::warn!("a create was answered without a job id: its slot is held for jobs.uncertain");
+                return Charge::Unknown;
+            };
+            let Some(slot) = self.slot.take() else {
+                return Charge::Unknown;
+            };
+            self.unknown = false;
+            if let Some(journal) = &self.jobs.journal {
+                journal.started(self.n, &id);
+            }
+            let status = answer.status.unwrap_or_else(|| "accepted".into());
+            self.jobs.insert(&id, self.owner, Arc::clone(&self.model), slot, status.clone());
+            if answer.ended {
+                self.jobs.end(&id, &status);
+            }
+            return Charge::Accepted;
+        }
+        if may_have_been_done(status) {
+            return Charge::Unknown;
+        }
+        self.unknown = false;
+        Charge::Refused
+    }
+}
+
+/// After these a job may exist, although the upstream documents them as retryable.
+pub(crate) fn may_have_been_done(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 500 | 502 | 504)
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let Some(slot) = self.slot.take() else { return };
+        if self.unknown {
+            self.jobs.hold(self.n, slot);
+        } else {
+            if let Some(journal) = &self.jobs.journal {
+                journal.nothing(self.n);
+            }
+            drop(slot);
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The parts that all workers share, each with its own lock where it needs one, and the small decisions that need several of them.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::request;
+use hyper::body::Incoming;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Clock;
+use crate::config::{self, Llm, RouteAuth};
+use crate::metrics::Metrics;
+use crate::protocol::{Create, Family, KeyHeaders, Protocol};
+
+use super::body::{Bodies, Held};
+use super::classify::Call;
+use super::create::idempotency::Idempotency;
+use super::guard::Guard;
+use super::headers::{self, Outbound};
+use super::identify::{self, Clients};
+use super::jobs::Jobs;
+use super::queue::{self, NoTurn};
+use super::rejection::Rejection;
+use super::retry::Budget;
+use super::upstream::target::Target;
+
+/// What all workers share.
+pub(crate) struct App {
+    pub(crate) accounts: Vec<Account>,
+    /// By client: index of its account.
+    pub(crate) account_of: Vec<usize>,
+    pub(crate) clients: Clients,
+    pub(crate) guard: Guard,
+    pub(crate) routes: Vec<config::Route>,
+    pub(crate) protocol: &'static Protocol,
+    pub(crate) target: Target,
+    pub(crate) bodies: Bodies,
+    pub(crate) max_body_bytes: u64,
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) idempotency: Idempotency,
+    pub(crate) retry: config::Retry,
+    pub(crate) max_wait: Duration,
+    pub(crate) attempt_timeout: Duration,
+    pub(crate) total_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) clock: Clock,
+    /// Creates under way, waited for by the drain.
+    pub(crate) tasks: TaskTracker,
+    /// Cancelled when new work is refused.
+    pub(crate) drain: CancellationToken,
+}
+
+/// One account of the configuration. Those with the same key share a queue.
+pub(crate) struct Account {
+    pub(crate) name: String,
+    pub(crate) key: KeyHeaders,
+    pub(crate) queue: Arc<queue::Account>,
+    pub(crate) plan: Arc<config::Plan>,
+    budget: Mutex<Budget>,
+}
+
+impl Account {
+    pub(crate) fn new(account: &config::Account, key: KeyHeaders, queue: Arc<queue::Account>, budget: Budget) -> Self {
+        let (name, plan) = (account.name.clone(), Arc::clone(&account.plan));
+        Self { name, key, queue, plan, budget: Mutex::new(budget) }
+    }
+
+    pub(crate) fn budget(&self) -> MutexGuard<'_, Budget> {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl App {
+    pub(crate) fn account(&self, account: usize) -> &Account {
+        &self.accounts[account]
+    }
+
+    /// Whose key a call takes: a job's creator's, else the caller's own account's. Jobs of others look like none.
+    pub(crate) fn account_for(&self, client: usize, call: &Call) -> Result<usize, Rejection> {
+        match call.job.as_ref().and_then(|id| self.jobs.owner(id)) {
+            Some(owner) if self.jobs.visible(owner, client) => Ok(owner.account),
+            Some(_) => Err(Rejection::NotYours),
+            None => Ok(self.account_of[client]),
+        }
+    }
+
+    pub(crate) fn refuse_while_draining(&self) -> Result<(), Rejection> {
+        if self.drain.is_cancelled() { Err(Rejection::Draining) } else { Ok(()) }
+    }
+
+    /// How long this call may wait: `queue.max_wait`, or less if the caller says so.
+    pub(crate) fn max_wait(&self, head: &request::Parts) -> Result<Duration, Rejection> {
+        let Some(asked) = head.headers.get(headers::MAX_WAIT) else {
+            return Ok(self.max_wait);
+        };
+        let asked = asked.to_str().ok().and_then(|text| text.trim().parse::<jiff::SignedDuration>().ok());
+        let asked = asked.and_then(|duration| Duration::try_from(duration).ok());
+        asked
+            .map(|asked| asked.min(self.max_wait))
+            .ok_or(Rejection::BadRequest("Sluicegate-Max-Wait is not a duration like 10s"))
+    }
+
+    /// Takes the body as far as it is needed before the queue, and the model that it names.
+    pub(crate) async fn take_body(&self, call: &Call, body: Incoming) -> Result<(Held, String), Rejection> {
+        let (held, model) = match call.create {
+            Some(Create::Json) => {
+                let held = self.bodies.whole(body).await?;
+                let model = model_of(held.bytes());
+                (held, model)
+            }
+            Some(Create::Multipart) => self.bodies.multipart(body).await?,
+            None => (self.bodies.small_or_unread(body).await?, None),
+        };
+        Ok((held, model.unwrap_or_else(|| "unknown".into())))
+    }
+
+    /// The head of the attempts: target below the upstream's prefix, credentials out, key in.
+    pub(crate) fn outbound(
+        &self,
+        call: &Call,
+        account: usize,
+        mut head: request::Parts,
+    ) -> Result<request::Parts, Rejection> {
+        let query = head.uri.query().map(|query| identify::without_key(query).unwrap_or_else(|| query.to_owned()));
+        let target = self.target.origin_form(head.uri.path(), query.as_deref());
+        head.uri = target.ok_or(Rejection::BadRequest("the request target is not valid"))?;
+        let key = (call.auth == RouteAuth::Account).then(|| self.accounts[account].key.header(call.family));
+        let idempotency_key = call.create.map(|_| headers::random_id());
+        let out = Outbound { host: &self.target.host, key, plain_answer: call.observed(), idempotency_key };
+        headers::prepare(&mut head.headers, out);
+        Ok(head)
+    }
+
+    /// LLM calls of a plan with `llm = "unmetered"` and routes without the account's key spend no quota.
+    pub(crate) fn metered(&self, account: usize, call: &Call) -> bool {
+        let free = call.family.is_llm() && self.accounts[account].plan.llm == Llm::Unmetered;
+        !free && call.auth == RouteAuth::Account
+    }
+
+    pub(crate) fn no_turn(
+        &self,
+        account: usize,
+        client: usize,
+        no_turn: NoTurn,
+        begun: Instant,
+        max_wait: Duration,
+    ) -> Rejection {
+        let limited = |retry_in| {
+            let view = self.accounts[account].queue.view(client);
+            let (limit, window) = view.map_or((0, Duration::ZERO), |view| (view.limit, view.window));
+            Rejection::RateLimited { limit, window, retry_in }
+        };
+        match no_turn {
+            NoTurn::TooLate { retry_in } => limited(retry_in),
+            NoTurn::Deadline { retry_in } if max_wait.is_zero() => limited(retry_in),
+            NoTurn::Full { waiting, retry_in } => Rejection::QueueFull { waiting, retry_in },
+            NoTurn::NoSlot { live, limit } => Rejection::JobLimit { live, limit },
+            NoTurn::Deadline { retry_in } => Rejection::QueueTimeout { waited: begun.elapsed(), retry_in },
+        }
+    }
+
+    /// 10 min below `/llm`, where answers are computed while we wait, as configured elsewhere.
+    pub(crate) fn attempt_timeout(&self, family: Family) -> Duration {
+        if family.is_llm() { self.attempt_timeout * 10 } else { self.attempt_timeout }
+    }
+}
+
+/// The `model` of a JSON create.
+fn model_of(body: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Model {
+        model: String,
+    }
+    serde_json::from_slice::<Model>(body).ok().map(|create| create.model)
+}

@@ -1,0 +1,133 @@
+//! What a turn is made of: a permit for one attempt and a slot for one job, both given back by drop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::proxy::quota::feedback::Feedback;
+use crate::proxy::quota::{Claim, Refused, Stamp};
+
+use super::Account;
+
+/// After a refusal for too many jobs, when one of ours can end, the next try comes no later than this.
+const LONGEST_WITHOUT_ROOM: Duration = Duration::from_secs(30);
+/// The same, when none of ours is live and the refusal names no time.
+const WITHOUT_ROOM_UNTOLD: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Stage {
+    Reserved,
+    Sent(Option<Stamp>),
+    Done,
+    Unmetered,
+}
+
+/// Permission for one attempt. Dropped before the attempt is sent, it gives everything back; dropped after, the attempt keeps its place
+/// in the window, for the upstream may have counted it.
+#[must_use]
+pub(crate) struct Permit {
+    pub(super) account: Arc<Account>,
+    pub(super) client: usize,
+    pub(super) claim: Claim,
+    pub(super) stage: Stage,
+}
+
+impl Permit {
+    /// The attempt is counted.
+    pub(crate) fn is_metered(&self) -> bool {
+        !matches!(self.stage, Stage::Unmetered)
+    }
+
+    /// The head is being written.
+    pub(crate) fn sent(&mut self) {
+        if !self.is_metered() {
+            return;
+        }
+        let now = Instant::now();
+        let mut stamp = None;
+        self.account.change(|book| {
+            stamp = book.quota.sent(now);
+            book.attempts += 1;
+            if let Some(ring) = &mut book.ring {
+                ring.record(now);
+            }
+        });
+        self.stage = Stage::Sent(stamp);
+    }
+
+    /// The attempt provably never left, although `sent` was called: the permit is good for another connection.
+    pub(crate) fn unsent(&mut self) {
+        if let Stage::Sent(stamp) = self.stage {
+            let mut book = self.account.book();
+            book.quota.unsent(stamp);
+            book.attempts -= 1;
+            self.stage = Stage::Reserved;
+        }
+    }
+
+    /// The response head arrived. True when this answer switched the account to pacing.
+    pub(crate) fn answered(mut self, feedback: Feedback, refused: Option<Refused>) -> bool {
+        let Stage::Sent(stamp) = std::mem::replace(&mut self.stage, Stage::Done) else {
+            return false;
+        };
+        let now = Instant::now();
+        let mut switched = false;
+        self.account.change(|book| {
+            switched = book.quota.answered(self.claim, stamp, feedback, refused, now);
+            if refused == Some(Refused::Jobs) {
+                // The refused create's own slot is one of `live`.
+                let others = book.live > 1;
+                let wait = feedback.retry_after.unwrap_or(WITHOUT_ROOM_UNTOLD);
+                book.no_room_until = Some(now + if others { LONGEST_WITHOUT_ROOM.max(wait) } else { wait });
+            }
+        });
+        switched
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        match self.stage {
+            Stage::Reserved => self.account.change(|book| {
+                book.quota.release(self.claim, now);
+                book.clients.0[self.client].share.refund();
+            }),
+            Stage::Sent(_) => self.account.change(|book| book.quota.lost(self.claim, now)),
+            Stage::Done | Stage::Unmetered => {}
+        }
+    }
+}
+
+impl std::fmt::Debug for Permit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Permit({}, {:?})", self.account.name, self.stage)
+    }
+}
+
+/// A unit of the plan's concurrent jobs. Whoever owns it holds it: first the call, then the job. Dropping it frees it.
+#[must_use]
+pub(crate) struct Slot {
+    pub(super) account: Arc<Account>,
+    pub(super) client: usize,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.account.change(|book| {
+            book.live = book.live.saturating_sub(1);
+            let client = &mut book.clients.0[self.client];
+            client.live = client.live.saturating_sub(1);
+            book.no_room_until = None;
+            book.line.slot_freed(self.client);
+        });
+        self.account.changed.notify_waiters();
+    }
+}
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Slot({})", self.account.name)
+    }
+}

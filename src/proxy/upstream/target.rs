@@ -1,0 +1,52 @@
+//! Where attempts go: the upstream's authority and prefix, below which the caller's path and query stay as they are.
+
+use http::{HeaderValue, Uri, uri};
+
+/// Where attempts go.
+pub(crate) struct Target {
+    scheme: uri::Scheme,
+    authority: uri::Authority,
+    /// The authority as a Host field.
+    pub(crate) host: HeaderValue,
+    prefix: String,
+}
+
+impl Target {
+    /// From a URL that has a scheme and an authority; `None` otherwise.
+    pub(crate) fn new(url: &Uri) -> Option<Self> {
+        let authority = url.authority()?.clone();
+        let host = HeaderValue::from_str(authority.as_str()).ok()?;
+        let prefix = url.path().trim_end_matches('/').to_owned();
+        Some(Self { scheme: url.scheme()?.clone(), authority, host, prefix })
+    }
+
+    /// The target of an attempt: the caller's path and query byte for byte, below the upstream's prefix.
+    pub(crate) fn origin_form(&self, path: &str, query: Option<&str>) -> Option<Uri> {
+        let mut target = format!("{}{path}", self.prefix);
+        if let Some(query) = query.filter(|query| !query.is_empty()) {
+            target.push('?');
+            target.push_str(query);
+        }
+        target.parse().ok()
+    }
+
+    pub(crate) fn absolute(&self, origin_form: &Uri) -> Uri {
+        let mut parts = origin_form.clone().into_parts();
+        parts.scheme = Some(self.scheme.clone());
+        parts.authority = Some(self.authority.clone());
+        Uri::from_parts(parts).unwrap_or_else(|_| origin_form.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_go_up_byte_for_byte_below_the_prefix() {
+        let target = Target::new(&"https://api.example.test/base/".parse().expect("a URL")).expect("a target");
+        let uri = target.origin_form("/v1/a%2Fb/x:y//z", Some("q=%41&&")).expect("valid");
+        assert_eq!(uri, "/base/v1/a%2Fb/x:y//z?q=%41&&");
+        assert_eq!(target.absolute(&uri), "https://api.example.test/base/v1/a%2Fb/x:y//z?q=%41&&");
+    }
+}
