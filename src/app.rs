@@ -34,6 +34,9 @@ use crate::proxy::upstream::target::Target;
 use crate::proxy::{Account, App, Worker, queue};
 use crate::state::State;
 
+/// After `server.drain_timeout`: the time to tell those who still wait.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Why the proxy does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -193,6 +196,7 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         clock,
         tasks: TaskTracker::new(),
         drain: CancellationToken::new(),
+        drained: CancellationToken::new(),
     })
 }
 
@@ -247,7 +251,15 @@ pub struct Server {
     acceptors: JoinSet<()>,
     ports: JoinSet<()>,
     workers: Vec<JoinHandle<()>>,
+    /// Ends the workers at once, and what they serve with them.
+    stop: CancellationToken,
     drain_timeout: Duration,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
 }
 
 impl Server {
@@ -266,7 +278,8 @@ impl Server {
         let listen = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
 
-        let (handed, workers) = start_workers(config, &proxy)?;
+        let stop = CancellationToken::new();
+        let (handed, workers) = start_workers(config, &proxy, &stop)?;
         let places = Arc::new(Semaphore::new(config.server.max_connections.get().min(Semaphore::MAX_PERMITS)));
         let mut acceptors = JoinSet::new();
         for listener in listeners {
@@ -281,7 +294,7 @@ impl Server {
             ports.spawn(admin::serve(listener, Arc::new(Admin { app: Arc::clone(app), guard, health_only })));
         }
         let drain_timeout = config.server.drain_timeout;
-        Ok(Self { proxy, listen, admin: admin_address, acceptors, ports, workers, drain_timeout })
+        Ok(Self { proxy, listen, admin: admin_address, acceptors, ports, workers, stop, drain_timeout })
     }
 
     /// The parts, for what shows them.
@@ -290,7 +303,8 @@ impl Server {
         &self.proxy
     }
 
-    /// Stops accepting, finishes what is in flight for at most `server.drain_timeout`, and ends. True if all of it was finished.
+    /// Stops accepting, finishes what is in flight for at most `server.drain_timeout`, and ends. Who still waits in a queue by then is
+    /// told so. True if all of it was finished.
     pub async fn drain(mut self) -> bool {
         let app = Arc::clone(&self.proxy.worker.app);
         app.drain.cancel();
@@ -298,17 +312,22 @@ impl Server {
         while self.acceptors.join_next().await.is_some() {}
         app.tasks.close();
         let workers = std::mem::take(&mut self.workers);
-        let finished = async {
+        let mut finished = std::pin::pin!(async {
             app.tasks.wait().await;
             let joined =
                 tokio::task::spawn_blocking(move || workers.into_iter().for_each(|worker| drop(worker.join())));
             joined.await.is_ok()
-        };
-        let finished = tokio::time::timeout(self.drain_timeout, finished).await.unwrap_or(false);
+        });
+        let in_time = tokio::time::timeout(self.drain_timeout, finished.as_mut()).await.unwrap_or(false);
+        app.drained.cancel();
+        if !in_time && tokio::time::timeout(LAST_WORDS, finished.as_mut()).await.is_err() {
+            self.stop.cancel();
+            finished.await;
+        }
         self.ports.abort_all();
         self.proxy.background.abort_all();
         drop(self.proxy.state.take());
-        finished
+        in_time
     }
 }
 
@@ -329,7 +348,7 @@ async fn bind_some(
 
 type Workers = (Vec<mpsc::UnboundedSender<Accepted>>, Vec<JoinHandle<()>>);
 
-fn start_workers(config: &Config, proxy: &Proxy) -> io::Result<Workers> {
+fn start_workers(config: &Config, proxy: &Proxy, stop: &CancellationToken) -> io::Result<Workers> {
     let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let count = config.server.threads.unwrap_or(cores).get();
     let (mut senders, mut threads) = (Vec::new(), Vec::new());
@@ -339,15 +358,15 @@ fn start_workers(config: &Config, proxy: &Proxy) -> io::Result<Workers> {
         let app = Arc::clone(&proxy.worker.app);
         let worker = Arc::new(Worker { app, upstream: Upstream::new(Arc::clone(&proxy.connector)) });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let header_timeout = config.server.header_timeout;
+        let (header_timeout, stop) = (config.server.header_timeout, stop.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));
         threads.push(thread.spawn(move || {
-            runtime.block_on(async {
+            runtime.block_on(stop.run_until_cancelled(async {
                 let tasks = worker.app.tasks.clone();
                 accept::work(worker, receiver, header_timeout).await;
                 // Creates of callers that have left run here too.
                 tasks.wait().await;
-            });
+            }));
         })?);
         senders.push(sender);
     }

@@ -4,7 +4,7 @@
 //! never block each other; beyond the buffer, callers are simply not read (TCP backpressure).
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -120,8 +120,8 @@ impl Bodies {
         buffer.acquire_many_owned(units(length.min(self.buffer_bytes))).await.map_err(|_| Rejection::Draining)
     }
 
-    /// The body for one attempt. A streamed body is handed over; `trouble` will say why it broke off, if it does.
-    pub(crate) fn send(&self, held: &mut Held, trouble: &Trouble) -> Option<SendBody> {
+    /// The body for one attempt. A streamed body is handed over, and `upload` follows it.
+    pub(crate) fn send(&self, held: &mut Held, upload: &Upload) -> Option<SendBody> {
         match held {
             Held::Whole(bytes, _) => Some(SendBody::whole(bytes.clone())),
             Held::Once { .. } => {
@@ -135,7 +135,7 @@ impl Bodies {
                     idle: self.idle,
                     limit_bytes: self.max_bytes,
                     sleep: None,
-                    trouble: trouble.clone(),
+                    upload: upload.clone(),
                 }))))
             }
             Held::Gone => None,
@@ -148,6 +148,11 @@ fn units(bytes: u64) -> u32 {
 }
 
 impl Held {
+    /// It goes up piece by piece.
+    pub(crate) fn is_streamed(&self) -> bool {
+        !matches!(self, Self::Whole(..))
+    }
+
     /// It can be sent (again).
     pub(crate) fn is_there(&self) -> bool {
         !matches!(self, Self::Gone)
@@ -203,23 +208,57 @@ fn model_part(prefix: &[u8]) -> Option<String> {
     String::from_utf8(prefix[value..end].to_vec()).ok()
 }
 
-/// Why a streamed body broke off, told beside the connection's own error.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Trouble(Arc<Mutex<Option<Rejection>>>);
+/// What an attempt knows of its streamed body: how far it is, and why it broke off if it did.
+#[derive(Debug, Clone)]
+pub(crate) struct Upload(Arc<Mutex<Progress>>);
 
-impl Trouble {
-    /// What happened, if anything did.
-    pub(crate) fn take(&self) -> Option<Rejection> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+#[derive(Debug)]
+struct Progress {
+    moved: Instant,
+    sent: bool,
+    trouble: Option<Rejection>,
+}
+
+impl Upload {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Progress { moved: Instant::now(), sent: false, trouble: None })))
     }
 
-    fn set(&self, why: Rejection) -> Broken {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    /// Why the body broke off, if it did.
+    pub(crate) fn trouble(&self) -> Option<Rejection> {
+        self.progress().trouble.take()
+    }
+
+    /// Resolves when the upstream has taken no piece of the body for `stalled`, or has it whole for `answering`.
+    pub(crate) async fn stuck(&self, stalled: Duration, answering: Duration) {
+        loop {
+            let due = {
+                let progress = self.progress();
+                progress.moved + if progress.sent { answering } else { stalled }
+            };
+            if due <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(due).await;
+        }
+    }
+
+    fn moved(&self, sent: bool) {
+        let mut progress = self.progress();
+        (progress.moved, progress.sent) = (Instant::now(), sent);
+    }
+
+    fn broke(&self, why: Rejection) -> Broken {
+        self.progress().trouble = Some(why);
         Broken
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A body that broke off; `Trouble` has the reason.
+/// A body that broke off; its `Upload` has the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("the request body broke off")]
 pub(crate) struct Broken;
@@ -245,7 +284,7 @@ struct Streaming {
     limit_bytes: u64,
     idle: Duration,
     sleep: Option<Pin<Box<Sleep>>>,
-    trouble: Trouble,
+    upload: Upload,
 }
 
 impl SendBody {
@@ -294,21 +333,25 @@ impl Streaming {
                 let idle = self.idle;
                 let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
                 ready!(sleep.as_mut().poll(cx));
-                return Poll::Ready(Some(Err(self.trouble.set(Rejection::ClientTimeout { idle }))));
+                return Poll::Ready(Some(Err(self.upload.broke(Rejection::ClientTimeout { idle }))));
             };
             if let Some(sleep) = &mut self.sleep {
                 sleep.as_mut().reset(Instant::now() + self.idle);
             }
-            let Some(frame) = frame else { return Poll::Ready(None) };
+            let Some(frame) = frame else {
+                self.upload.moved(true);
+                return Poll::Ready(None);
+            };
             let Ok(frame) = frame else {
-                return Poll::Ready(Some(Err(self.trouble.set(Rejection::BadRequest("the body broke off")))));
+                return Poll::Ready(Some(Err(self.upload.broke(Rejection::BadRequest("the body broke off")))));
             };
             let Ok(data) = frame.into_data() else { continue };
             let Some(left) = self.left_bytes.checked_sub(data.len() as u64) else {
                 let limit_bytes = self.limit_bytes;
-                return Poll::Ready(Some(Err(self.trouble.set(Rejection::BodyTooLarge { limit_bytes }))));
+                return Poll::Ready(Some(Err(self.upload.broke(Rejection::BodyTooLarge { limit_bytes }))));
             };
             self.left_bytes = left;
+            self.upload.moved(self.rest.is_end_stream());
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
     }

@@ -68,6 +68,7 @@ impl Outgoing {
         let turn = if app.metered(account, call) {
             tokio::select! {
                 turn = queue.turn(ask) => turn.map_err(|no| app.no_turn(account, client, no, begun, self.max_wait))?,
+                () = app.drained.cancelled() => return Err(Rejection::Draining.into()),
                 () = gone(caller) => return Err(Rejection::BadRequest("the caller left").into()),
             }
         } else {

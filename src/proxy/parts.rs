@@ -51,6 +51,8 @@ pub(crate) struct App {
     pub(crate) tasks: TaskTracker,
     /// Cancelled when new work is refused.
     pub(crate) drain: CancellationToken,
+    /// Cancelled when those who still wait for their turn are refused too.
+    pub(crate) drained: CancellationToken,
 }
 
 /// One account of the configuration. Those with the same key share a queue.

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Worker;
-use super::body::{Held, Trouble};
+use super::body::{Held, Upload};
 use super::classify::Call;
 use super::create::Outcome as Outcomes;
 use super::dispatch::gone;
@@ -149,8 +149,9 @@ impl Sending<'_> {
         attempt: u32,
         timeout: Duration,
     ) -> Result<Reply, Failed> {
-        let trouble = Trouble::default();
+        let upload = Upload::new();
         let fresh = self.call.class == Class::Create;
+        let streamed = self.held.is_streamed();
         for reconnect in 1.. {
             let connecting = tokio::time::timeout_at(until, self.worker.upstream.ready(fresh)).await;
             let connection = match connecting {
@@ -158,7 +159,7 @@ impl Sending<'_> {
                 Ok(Err(failure)) => return Err(unsent(failure.0)),
                 Err(_) => return Err(unsent(Unreachable::Timeout)),
             };
-            let Some(body) = self.worker.app.bodies.send(&mut self.held, &trouble) else {
+            let Some(body) = self.worker.app.bodies.send(&mut self.held, &upload) else {
                 break;
             };
             let mut request = Request::new(body);
@@ -175,13 +176,20 @@ impl Sending<'_> {
             if let Some(pending) = &mut self.pending {
                 pending.sending();
             }
-            match tokio::time::timeout_at(until, connection.send(request)).await {
-                Ok(Ok((response, back))) => {
+            let idle = self.worker.app.idle_timeout;
+            let answer = tokio::select! {
+                answer = connection.send(request) => Some(answer),
+                // An upload takes the time that its caller needs; the clock of the answer starts when it is through.
+                () = upload.stuck(idle, timeout), if streamed => None,
+                () = tokio::time::sleep_until(until), if !streamed => None,
+            };
+            match answer {
+                Some(Ok((response, back))) => {
                     let (head, rest) = response.into_parts();
                     self.listen(permit, &head);
                     return self.read(head, rest, back, timeout).await;
                 }
-                Ok(Err(SendError::Unsent(body))) => {
+                Some(Err(SendError::Unsent(body))) => {
                     permit.unsent();
                     self.held.take_back(body);
                     if let Some(pending) = &mut self.pending {
@@ -191,8 +199,8 @@ impl Sending<'_> {
                         return Err(unsent(Unreachable::Broken));
                     }
                 }
-                Ok(Err(SendError::Silent(error))) => return Err(self.silent(&trouble, &error, attempt)),
-                Err(_) => {
+                Some(Err(SendError::Silent(error))) => return Err(self.silent(&upload, &error, attempt)),
+                None => {
                     let rejection = if self.call.repeatable {
                         Rejection::UpstreamTimeout { after: timeout, attempts: attempt }
                     } else {
@@ -271,8 +279,8 @@ impl Sending<'_> {
         }
     }
 
-    fn silent(&mut self, trouble: &Trouble, error: &hyper::Error, attempt: u32) -> Failed {
-        if let Some(rejection) = trouble.take() {
+    fn silent(&mut self, upload: &Upload, error: &hyper::Error, attempt: u32) -> Failed {
+        if let Some(rejection) = upload.trouble() {
             // The caller's body broke off: the upstream never had the whole request.
             if let Some(pending) = &mut self.pending {
                 pending.not_done();
