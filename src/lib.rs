@@ -2,6 +2,8 @@
 
 mod admin;
 pub mod app;
+#[doc(hidden)]
+pub mod bench;
 pub mod clock;
 pub mod config;
 mod metrics;

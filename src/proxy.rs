@@ -125,3 +125,20 @@ async fn caught<T>(future: impl Future<Output = Result<T, Refusal>>) -> Result<T
     })
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The size of the future that this function makes.
+    fn size_of_future<A, B, F>(_: impl Fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// Requests live long in the queue: each byte here is paid a thousand times.
+    #[test]
+    fn a_request_s_future_stays_small() {
+        let size = size_of_future(serve);
+        assert!(size <= 12_000, "{size} bytes");
+    }
+}
