@@ -2,6 +2,7 @@
 
 mod admin;
 pub mod app;
+pub mod cli;
 pub mod clock;
 pub mod config;
 mod metrics;
