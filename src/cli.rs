@@ -93,6 +93,10 @@ enum Command {
     /// Print the variables that point SDKs at the proxy
     Env(exports::EnvArgs),
     /// Run a command with the proxy up and SDKs pointed at it, without the API key in its environment
+    ///
+    /// Variables that hold an account's key are removed, base URLs and placeholder keys are set. With `--listen 127.0.0.1:0` it stands
+    /// beside another proxy, if it has a `state.path` of its own. The log is at level `warn` where the configuration says `info`. Ends with
+    /// the command's exit code.
     Exec(exec::ExecArgs),
     /// Ask a running proxy whether it is ready; needs no key
     Healthcheck(healthcheck::HealthArgs),
@@ -157,7 +161,7 @@ impl Cli {
         match self.dispatch().await {
             Ok(code) => code,
             Err(Failure { code, text }) => {
-                eprintln!("{text}");
+                complain(text);
                 code
             }
         }
@@ -213,6 +217,11 @@ impl ConfigFlags {
 /// A line for stdout. A reader that has left (`| head`) is no error.
 fn say(line: impl std::fmt::Display) {
     say_bytes(format!("{line}\n").as_bytes());
+}
+
+/// A line for stderr, likewise.
+fn complain(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn say_bytes(bytes: &[u8]) {

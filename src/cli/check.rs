@@ -5,13 +5,13 @@ use crate::clock::Clock;
 use crate::config::{Config, Flags, Loaded, State};
 
 use super::run::plan_text;
-use super::{Failure, say, start};
+use super::{Failure, complain, say, start};
 
 /// Called on a runtime: building the parts starts what runs beside requests.
 pub(super) fn check(flags: Flags) -> Result<u8, Failure> {
     let Loaded { config, warnings, path } = start::load(flags)?;
     for warning in &warnings {
-        eprintln!("warning: {warning}");
+        complain(format_args!("warning: {warning}"));
     }
     // What only shows when the parts are put together. Memory: the state directory may be a running proxy's.
     let without_state = Config {

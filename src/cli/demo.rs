@@ -18,7 +18,7 @@ use self::oracle::Limits;
 use self::view::View;
 use super::run::ready_line;
 use super::signals::Signals;
-use super::{Failure, base_url, say, start};
+use super::{Failure, base_url, complain, say, start};
 
 mod callers;
 
@@ -118,7 +118,7 @@ fn config(mock: &Mock) -> Result<Config, Failure> {
 async fn serve(config: &mut Config) -> Result<Server, Failure> {
     match Server::start(config).await {
         Err(error) if start::is_port_taken(&error) => {
-            eprintln!("note: {error}; the demo takes free ports instead");
+            complain(format_args!("note: {error}; the demo takes free ports instead"));
             config.server.listen.iter_mut().for_each(|address| address.set_port(0));
             config.admin.listen.iter_mut().for_each(|address| address.set_port(0));
             start::start(config).await

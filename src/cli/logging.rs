@@ -18,7 +18,9 @@ pub(super) fn init(log: &Log, level: &str) {
     let builder = tracing_subscriber::fmt()
         .with_writer(stderr)
         .with_env_filter(EnvFilter::new(level))
-        .with_ansi(colours(&stderr()));
+        .with_ansi(colours(&stderr()))
+        // They would be told by `eprintln!`, which panics, in the middle of requests, once nobody reads stderr any more.
+        .log_internal_errors(false);
     // An error means that there is a log already.
     let _ = if text {
         builder.try_init()

@@ -6,7 +6,7 @@ use crate::app::Server;
 use crate::config::{self, Config, Flags, Loaded, Plan};
 
 use super::signals::Signals;
-use super::{Failure, base_url, logging, say, start};
+use super::{Failure, base_url, complain, logging, say, start};
 
 pub(super) async fn run(flags: Flags) -> Result<u8, Failure> {
     let Loaded { config, warnings, path } = start::load(flags)?;
@@ -19,7 +19,7 @@ pub(super) async fn run(flags: Flags) -> Result<u8, Failure> {
     let server = start::start(&config).await?;
     if std::io::stderr().is_terminal() {
         let file = path.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
-        eprintln!("{}", banner(&config, &server, &file));
+        complain(banner(&config, &server, &file));
     }
     say(ready_line(&server));
     let stop = signals.next().await;

@@ -470,6 +470,23 @@ async fn a_second_signal_ends_it_at_once() {
 }
 
 #[tokio::test]
+async fn a_log_that_nobody_reads_any_more_harms_no_request() {
+    let scratch = Scratch::new();
+    let mock = mock(Options::default()).await;
+    let mut proxy = Running::start(&mut scratch.proxy(&mock, &[]));
+    let address = proxy.ready().await;
+    drop((proxy.child.stderr.take(), proxy.out));
+    for _ in 0..3 {
+        let answer = send(address, "GET /v1/echo HTTP/1.1").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    let pid = Pid::from_raw(i32::try_from(proxy.child.id().unwrap()).unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    let status = tokio::time::timeout(PATIENCE, proxy.child.wait()).await.expect("ends");
+    assert_eq!(status.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
 async fn a_port_in_use_is_named_with_the_way_out() {
     let scratch = Scratch::new();
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
