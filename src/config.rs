@@ -37,7 +37,7 @@ mod address;
 
 mod units;
 
-mod suggest;
+pub(crate) mod suggest;
 
 mod report;
 

@@ -4,6 +4,7 @@ mod admin;
 pub mod app;
 #[doc(hidden)]
 pub mod bench;
+pub mod cli;
 pub mod clock;
 pub mod config;
 mod metrics;

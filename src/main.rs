@@ -1,30 +1,22 @@
-//! Arguments, logging, runtime, signals, exit code.
+//! Arguments, runtime, exit code. What the commands do: `sluicegate::cli`.
 
 use std::process::ExitCode;
 
+use clap::Parser;
+use sluicegate::cli::Cli;
+
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let sources = sluicegate::config::Sources::of_process(sluicegate::config::Flags::default()).unwrap();
-    let loaded = match sluicegate::config::load(&sources) {
-        Ok(l) => l,
-        Err(r) => {
-            eprintln!("{r}");
-            return ExitCode::from(2);
+    let cli = Cli::parse();
+    // The proxy's requests live on worker threads of their own; this runtime accepts connections and waits for signals.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: the system refuses to start a runtime: {error}");
+            return ExitCode::FAILURE;
         }
     };
-    sluicegate::config::prepare(&loaded.config).unwrap();
-    let rt = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    rt.block_on(async {
-        let server = match sluicegate::app::Server::start(&loaded.config).await {
-            Ok(s) => s,
-            Err(e) => {
-                eprintln!("{e}");
-                return ExitCode::from(1);
-            }
-        };
-        println!("ready {:?}", server.listen);
-        tokio::signal::ctrl_c().await.unwrap();
-        server.drain().await;
-        ExitCode::SUCCESS
-    })
+    let code = runtime.block_on(cli.run());
+    // Not dropped: work that the drain gave up on must not hold the process.
+    runtime.shutdown_background();
+    ExitCode::from(code)
 }
