@@ -1,7 +1,7 @@
 //! A quick look at the configuration: addresses and names only.
 //!
 //! `env` and `healthcheck` must work where the key is not at hand and even where the file has mistakes, so they do not go through
-//! [`crate::config::load`]. Nothing read here is trusted with a key.
+//! `crate::config::load`. Nothing read here is trusted with a key.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! From the tree of values to [`Config`]: one file a part, each section read from its first key to its last.
+//! From the tree of values to `Config`: one file a part, each section read from its first key to its last.
 
 use super::reader::Section;
 use super::report::Problems;

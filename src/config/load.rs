@@ -1,6 +1,6 @@
-//! Finding the file and turning it, the environment and the flags into a [`Config`].
+//! Finding the file and turning it, the environment and the flags into a `Config`.
 //!
-//! Nothing here reads the process's own environment or creates anything: callers pass in what they see, and [`prepare`] makes the
+//! Nothing here reads the process's own environment or creates anything: callers pass in what they see, and `prepare` makes the
 //! state directory once the program really starts.
 
 use std::borrow::Cow;

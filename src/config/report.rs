@@ -1,6 +1,6 @@
 //! Problems of a configuration, collected and then shown together.
 //!
-//! A line of the file is never shown when it may hold a secret: [`Problems::hide`] is told where secrets stand, and lines with words
+//! A line of the file is never shown when it may hold a secret: `Problems::hide` is told where secrets stand, and lines with words
 //! that look like keys stay hidden too.
 
 use std::cell::RefCell;

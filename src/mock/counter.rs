@@ -1,4 +1,4 @@
-//! Which way of counting requests the mock imitates: the choice only. [`super::meter`] does the counting.
+//! Which way of counting requests the mock imitates: the choice only. `super::meter` does the counting.
 
 use std::fmt;
 use std::str::FromStr;

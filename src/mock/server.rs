@@ -1,4 +1,4 @@
-//! Listening, connections, and what they share. What is answered is up to [`super::handler`].
+//! Listening, connections, and what they share. What is answered is up to `super::handler`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

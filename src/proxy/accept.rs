@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::service::service_fn;
@@ -95,8 +96,11 @@ where
     let metrics = Arc::clone(&worker.app.metrics);
     let drain = worker.app.drain.clone();
     metrics.connections.inc();
+    let asked = Arc::new(AtomicBool::new(false));
+    let has_asked = Arc::clone(&asked);
     let service = service_fn(move |request| {
         let worker = Arc::clone(&worker);
+        has_asked.store(true, Ordering::Relaxed);
         async move { Ok::<_, Infallible>(serve(worker, request).await) }
     });
     let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
@@ -106,9 +110,18 @@ where
             served.as_mut().graceful_shutdown();
             served.await
         }
+        () = silence(header_timeout, &asked) => Err("no request came in server.header_timeout".into()),
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection ended early");
     }
     metrics.connections.dec();
+}
+
+/// Resolves when nothing was asked in time. hyper's own clock starts only when it has told HTTP/1.1 and HTTP/2 apart.
+async fn silence(header_timeout: Duration, asked: &AtomicBool) {
+    tokio::time::sleep(header_timeout).await;
+    if asked.load(Ordering::Relaxed) {
+        std::future::pending::<()>().await;
+    }
 }

@@ -160,7 +160,7 @@ impl Jobs {
             Some(journal) => journal.sending(self.origin(owner, &model)),
             None => self.unnamed.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
         };
-        Pending { jobs: Arc::clone(self), slot: Some(slot), n, owner, model, unknown: false, sent: false }
+        Pending { jobs: Arc::clone(self), slot: Some(slot), n, owner, model, unknown: false, doubt: false, sent: false }
     }
 
     fn origin(&self, owner: Owner, model: &str) -> Origin {

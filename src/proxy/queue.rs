@@ -1,6 +1,6 @@
 //! Waiting for one's turn: a bounded, fair queue with deadlines in front of an account's quota and job slots.
 //!
-//! [`Account::turn`] hands out a [`Permit`] for exactly one attempt and, for creates, a [`Slot`]. Both are given back by drop.
+//! `Account::turn` hands out a `Permit` for exactly one attempt and, for creates, a `Slot`. Both are given back by drop.
 //! The decisions are `quota`'s and `line`'s; this file holds the lock, the timer and the wake-ups.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -194,7 +194,7 @@ impl Account {
             return Ok(Entered::Served(self.make_turn(ticket, need, claim)));
         }
         let earliest = book.earliest(ask.client, now);
-        if earliest > ask.deadline {
+        if earliest > ask.deadline.max(now) {
             return Err(NoTurn::TooLate { retry_in: earliest - now });
         }
         if ask.deadline <= now {

@@ -1,6 +1,6 @@
 //! How many attempts may leave, decided from what was sent and what the upstream answered.
 //!
-//! Pure state: every method gets `now`; nothing here waits, locks or reads a clock. One [`Quota`] is an account's, one [`Share`] a
+//! Pure state: every method gets `now`; nothing here waits, locks or reads a clock. One `Quota` is an account's, one `Share` a
 //! client's part inside it.
 
 use std::time::Duration;

@@ -41,19 +41,22 @@ pub(crate) struct Pending {
     pub(super) owner: Owner,
     pub(super) model: Arc<str>,
     pub(super) unknown: bool,
+    pub(super) doubt: bool,
     pub(super) sent: bool,
 }
 
 impl Pending {
     /// The next attempt is being written: from now on it may have been carried out.
     pub(crate) fn sending(&mut self) {
+        // Tried again although the attempt before may have run: that doubt stays.
+        self.doubt |= self.unknown;
         self.unknown = true;
         self.sent = true;
     }
 
     /// The last attempt was provably not carried out.
     pub(crate) fn not_done(&mut self) {
-        self.unknown = false;
+        self.unknown = self.doubt;
     }
 
     /// What can be said of the money while there is no answer.
@@ -90,8 +93,8 @@ impl Pending {
         if may_have_been_done(status) {
             return Charge::Unknown;
         }
-        self.unknown = false;
-        Charge::Refused
+        self.not_done();
+        self.charge()
     }
 }
 

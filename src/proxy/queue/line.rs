@@ -1,6 +1,6 @@
 //! Whose turn it is: weighted round robin between clients, then class order inside a client. Pure; every step costs O(log n).
 //!
-//! A client stands in exactly one [`Place`]. Those with something that could go are in the ring; the others are parked with the reason
+//! A client stands in exactly one `Place`. Those with something that could go are in the ring; the others are parked with the reason
 //! that would bring them back, so that a thousand blocked clients cost a turn nothing.
 
 use std::cmp::Reverse;
