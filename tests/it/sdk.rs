@@ -107,22 +107,14 @@ async fn refusals(script: &str, requests: u32) {
     let plan = format!("requests_per_minute = {requests}\nconcurrent_jobs = 1");
     let stage = Stage::open(&plan, CLIENT).await;
     stage.run(script, "refusals").await;
-    assert_eq!(
-        stage.mock.stats().attempts,
-        u64::from(requests),
-        "a refusal is not sent upstream"
-    );
+    assert_eq!(stage.mock.stats().attempts, u64::from(requests), "a refusal is not sent upstream");
     stage.close().await;
 }
 
 /// The first call meets two 503s, which is as often as the proxy tries. The second is reset in silence and must not be repeated.
 async fn retries(script: &str, path: &str, posts: usize) {
     let stage = Stage::open(FREE, RETRY_TWICE).await;
-    let busy = Fault::Status {
-        code: 503,
-        headers: [].into(),
-        execute: false,
-    };
+    let busy = Fault::Status { code: 503, headers: [].into(), execute: false };
     let faults = [busy.on("POST", path).times(2), Fault::ResetBefore.on("POST", path)];
     stage.mock.script(faults);
     stage.run(script, "retries").await;
@@ -190,10 +182,8 @@ impl Stage {
             .env("MOCK_GAP_SECS", GAP.as_secs_f64().to_string())
             .stdin(Stdio::null())
             .kill_on_drop(true);
-        let output = tokio::time::timeout(LONGEST, command.output())
-            .await
-            .expect("the script ends")
-            .expect("the script runs");
+        let output =
+            tokio::time::timeout(LONGEST, command.output()).await.expect("the script ends").expect("the script runs");
         assert!(
             output.status.success(),
             "{script} {scenario}: {}\n{}{}\nthe upstream saw {:#?}",
@@ -223,10 +213,7 @@ impl Stage {
         let usage = self.idle().await;
         assert_eq!((usage.jobs_live, usage.jobs_uncertain, usage.held_bytes), (0, 0, 0));
         let stats = self.mock.stats();
-        assert_eq!(
-            (stats.unauthorized, stats.refused_rate_429, stats.refused_job_429),
-            (0, 0, 0)
-        );
+        assert_eq!((stats.unauthorized, stats.refused_rate_429, stats.refused_job_429), (0, 0, 0));
         for seen in self.mock.requests() {
             assert_eq!(seen.key, KEY, "{} {}", seen.method, seen.path);
             let sent = format!("{} {:?}", seen.path, seen.headers);
@@ -244,10 +231,7 @@ fn load(text: &str) -> Config {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("a file of ours");
     let env = [("CORE_API_KEY", KEY), ("APP_TOKEN", PLACEHOLDER)];
     let sources = Sources {
-        flags: Flags {
-            config: Some(file.clone()),
-            ..Flags::default()
-        },
+        flags: Flags { config: Some(file.clone()), ..Flags::default() },
         env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         cwd: std::env::temp_dir(),
     };
