@@ -18,6 +18,8 @@ use tokio::process::Command;
 
 const KEY: &str = "cdt_test_key_of_the_account";
 const PLACEHOLDER: &str = "placeholder-of-the-app";
+/// Where the README's snippets expect the proxy.
+const DEFAULT_URL: &str = "http://127.0.0.1:8787";
 const GAP: Duration = Duration::from_millis(40);
 /// Far beyond any scenario, also on a busy machine.
 const LONGEST: Duration = Duration::from_secs(120);
@@ -96,6 +98,27 @@ async fn anthropic_waits_in_the_queue_or_as_long_as_it_is_told() {
     patience("with_anthropic.py", 5).await;
 }
 
+#[tokio::test]
+async fn the_readme_s_snippets_work_as_they_stand() {
+    let stage = Stage::open(FREE, "").await;
+    let snippets = readme("python");
+    assert_eq!(snippets.len(), 4);
+    for snippet in snippets {
+        assert!(snippet.contains(DEFAULT_URL), "{snippet}");
+        let printed = stage.python(&["-c", &snippet.replace(DEFAULT_URL, &stage.url())]).await;
+        assert!(printed.contains("has nothing to add.") || printed.starts_with("completed http"), "{printed}");
+    }
+    stage.close().await;
+}
+
+#[test]
+fn the_readme_s_configuration_is_valid() {
+    for text in readme("toml") {
+        let config = load(&text.replace("{ file = \"/run/secrets/core-api-key\" }", "{ env = \"CORE_API_KEY\" }"));
+        assert_eq!(config.clients.len(), 2);
+    }
+}
+
 async fn answers(script: &str) {
     let stage = Stage::open(FREE, "").await;
     stage.run(script, "answers").await;
@@ -167,31 +190,32 @@ impl Stage {
         Self { mock, server }
     }
 
-    /// Runs a scenario; fails with what the script wrote if it fails.
+    fn url(&self) -> String {
+        format!("http://{}", self.server.listen[0])
+    }
+
     async fn run(&self, script: &str, scenario: &str) {
-        let python = environment().await;
-        let mut command = Command::new(python);
+        let script = sdk().join(script);
+        self.python(&[script.to_str().expect("a path of text"), scenario]).await;
+    }
+
+    /// Runs Python and returns what it printed; fails with all that it wrote if it fails.
+    async fn python(&self, args: &[&str]) -> String {
+        let mut command = Command::new(environment().await);
         command
-            .arg(sdk().join(script))
-            .arg(scenario)
+            .args(args)
             // No key, proxy or base URL of whoever runs the tests.
             .env_clear()
             .env("PYTHONDONTWRITEBYTECODE", "1")
-            .env("SLUICEGATE_URL", format!("http://{}", self.server.listen[0]))
+            .env("SLUICEGATE_URL", self.url())
             .env("PLACEHOLDER_KEY", PLACEHOLDER)
             .env("MOCK_GAP_SECS", GAP.as_secs_f64().to_string())
             .stdin(Stdio::null())
             .kill_on_drop(true);
-        let output =
-            tokio::time::timeout(LONGEST, command.output()).await.expect("the script ends").expect("the script runs");
-        assert!(
-            output.status.success(),
-            "{script} {scenario}: {}\n{}{}\nthe upstream saw {:#?}",
-            output.status,
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr),
-            self.mock.stats(),
-        );
+        let output = tokio::time::timeout(LONGEST, command.output()).await.expect("Python ends").expect("Python runs");
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{args:?}: {}\n{stdout}{stderr}\n{:#?}", output.status, self.mock.stats());
+        stdout.into_owned()
     }
 
     /// Waits until nothing is under way.
@@ -223,13 +247,19 @@ impl Stage {
     }
 }
 
+/// The README's blocks of code in a language.
+fn readme(language: &str) -> Vec<&'static str> {
+    let blocks = include_str!("../../README.md").split("\n```").skip(1).step_by(2);
+    blocks.filter_map(|block| block.strip_prefix(language)?.strip_prefix('\n')).collect()
+}
+
 fn load(text: &str) -> Config {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let file = std::env::temp_dir().join(format!("sluicegate-sdk-{}-{number}.toml", std::process::id()));
     fs::write(&file, text).expect("a file");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("a file of ours");
-    let env = [("CORE_API_KEY", KEY), ("APP_TOKEN", PLACEHOLDER)];
+    let env = [("CORE_API_KEY", KEY), ("APP_TOKEN", PLACEHOLDER), ("WEB_TOKEN", "web"), ("BATCH_TOKEN", "batch")];
     let sources = Sources {
         flags: Flags { config: Some(file.clone()), ..Flags::default() },
         env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
