@@ -259,7 +259,13 @@ fn load(text: &str) -> Config {
     let file = std::env::temp_dir().join(format!("sluicegate-sdk-{}-{number}.toml", std::process::id()));
     fs::write(&file, text).expect("a file");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("a file of ours");
-    let env = [("CORE_API_KEY", KEY), ("APP_TOKEN", PLACEHOLDER), ("WEB_TOKEN", "web"), ("BATCH_TOKEN", "batch")];
+    let env = [
+        ("CORE_API_KEY", KEY),
+        ("APP_TOKEN", PLACEHOLDER),
+        ("WEB_TOKEN", "web"),
+        ("BATCH_TOKEN", "batch"),
+        ("HOME", "/nowhere"),
+    ];
     let sources = Sources {
         flags: Flags { config: Some(file.clone()), ..Flags::default() },
         env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
