@@ -20,7 +20,8 @@ const KEY: &str = "cdt_test_key_of_the_account";
 const PLACEHOLDER: &str = "placeholder-of-the-app";
 /// Where the README's snippets expect the proxy.
 const DEFAULT_URL: &str = "http://127.0.0.1:8787";
-const GAP: Duration = Duration::from_millis(40);
+/// Between two chunks of a stream: long beside what an SDK takes to read its first one on a busy machine.
+const GAP: Duration = Duration::from_millis(100);
 /// Far beyond any scenario, also on a busy machine.
 const LONGEST: Duration = Duration::from_secs(120);
 

@@ -20,6 +20,10 @@ def answers():
     text = one_by_one(chunk.choices[0].delta.content for chunk in stream if chunk.choices)
     assert text == ANSWER, text
 
+    # Left in the middle: nothing of it may stay behind.
+    with client.chat.completions.create(**HELLO, stream=True) as stream:
+        next(iter(stream))
+
     models = [model.id for model in client.models.list()]
     assert "gpt-4.1-nano" in models, models
 
