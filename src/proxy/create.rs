@@ -86,7 +86,7 @@ impl Teller {
 impl Drop for Teller {
     fn drop(&mut self) {
         if self.sender.borrow().is_none() {
-            self.tell(Created::refused(Refusal { rejection: Rejection::Internal, charge: Charge::Unknown }));
+            self.tell(Created::refused(Refusal { charge: Charge::Unknown, ..Rejection::Internal.into() }));
         }
     }
 }

@@ -13,18 +13,28 @@ use super::create::Outcome;
 use super::jobs::{self, Charge, Owner};
 use super::queue::{Ask, Class, Turn};
 use super::rejection::Rejection;
-use super::retry::{Reply, Sending};
+use super::retry::{Reply, Sending, Unanswered};
 
 /// A rejection and, for creates, what it says about money.
 #[derive(Debug, Clone)]
 pub(crate) struct Refusal {
     pub(crate) rejection: Rejection,
     pub(crate) charge: Charge,
+    pub(crate) spent: Spent,
+}
+
+/// What a call took, whatever came of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Spent {
+    pub(crate) attempts: u32,
+    pub(crate) queued: Duration,
+    /// From the first dispatch to the last response head, or to giving up.
+    pub(crate) upstream: Duration,
 }
 
 impl From<Rejection> for Refusal {
     fn from(rejection: Rejection) -> Self {
-        Self { rejection, charge: Charge::NotSent }
+        Self { rejection, charge: Charge::NotSent, spent: Spent::default() }
     }
 }
 
@@ -67,7 +77,10 @@ impl Outgoing {
         };
         let turn = if app.metered(account, call) {
             tokio::select! {
-                turn = queue.turn(ask) => turn.map_err(|no| app.no_turn(account, client, no, begun, self.max_wait))?,
+                turn = queue.turn(ask) => turn.map_err(|no| Refusal {
+                    spent: Spent { queued: begun.elapsed(), ..Spent::default() },
+                    ..app.no_turn(account, client, no, begun, self.max_wait).into()
+                })?,
                 () = app.drained.cancelled() => return Err(Rejection::Draining.into()),
                 () = gone(caller) => return Err(Rejection::BadRequest("the caller left").into()),
             }
@@ -89,9 +102,9 @@ impl Outgoing {
         };
         let reply = match sending.send(permit, seq).await {
             Ok(reply) => reply,
-            Err(rejection) => {
+            Err(Unanswered { rejection, attempts, upstream }) => {
                 let charge = pending.as_ref().map_or(Charge::NotSent, jobs::Pending::charge);
-                return Err(Refusal { rejection, charge });
+                return Err(Refusal { rejection, charge, spent: Spent { attempts, queued, upstream } });
             }
         };
         let status = reply.head.status;

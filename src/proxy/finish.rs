@@ -10,6 +10,9 @@ use super::App;
 use super::jobs::Charge;
 use super::queue::Class;
 
+/// The status in log and metrics of a request whose caller left before its answer (nginx's number for it).
+const CALLER_LEFT: u16 = 499;
+
 /// What is known of a request from its beginning.
 pub(crate) struct Finish {
     app: Arc<App>,
@@ -47,7 +50,7 @@ impl Record {
             client: None,
             account: None,
             class: None,
-            status: StatusCode::OK,
+            status: StatusCode::from_u16(CALLER_LEFT).unwrap_or_default(),
             code: None,
             charge: None,
             attempts: 0,

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::request;
+use http::{header, request};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -129,6 +129,11 @@ impl App {
         let query = head.uri.query().map(|query| identify::without_key(query).unwrap_or_else(|| query.to_owned()));
         let target = self.target.origin_form(head.uri.path(), query.as_deref());
         head.uri = target.ok_or(Rejection::BadRequest("the request target is not valid"))?;
+        if call.auth == RouteAuth::Client
+            && head.headers.get_all(header::AUTHORIZATION).iter().any(|value| self.clients.is_token(value))
+        {
+            head.headers.remove(header::AUTHORIZATION);
+        }
         let key = (call.auth == RouteAuth::Account).then(|| self.accounts[account].key.header(call.family));
         let idempotency_key = call.create.map(|_| headers::random_id());
         let out = Outbound { host: &self.target.host, key, plain_answer: call.observed(), idempotency_key };

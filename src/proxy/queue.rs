@@ -401,7 +401,7 @@ impl Book {
         }
         match self.quota.ready(now) {
             Err(Wait::Until(at)) => return Some(at),
-            Err(Wait::ForEvent) => return None,
+            Err(Wait::ForEvent(latest)) => return latest,
             Ok(()) => {}
         }
         let room = self.no_room_until.filter(|until| *until > now);

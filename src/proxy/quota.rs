@@ -28,14 +28,16 @@ pub(crate) mod feedback;
 const SHORTEST_CLOSURE: Duration = Duration::from_millis(10);
 /// How long the gate closes when a 429 names no time and the plan has no window.
 const CLOSURE_UNTOLD: Duration = Duration::from_secs(60);
+/// A refusal comes at once: a probe that is silent for longer is being carried out, and another may go.
+const PROBE_REFUSED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why an attempt may not leave yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
     /// Not before this instant.
     Until(Instant),
-    /// Not before something happens: a probe after a 429 is answered, a granted attempt is sent or given back.
-    ForEvent,
+    /// Until something happens: a probe after a 429 is answered, a granted attempt is sent or given back; at the latest this instant.
+    ForEvent(Option<Instant>),
 }
 
 /// What a 429 meant.
@@ -71,7 +73,8 @@ pub(crate) struct Claim {
 enum Gate {
     Open,
     Closed(Instant),
-    Probing,
+    /// A probe is out; until this instant it is waited for.
+    Probing(Instant),
 }
 
 /// The upstream's books where they are tighter than ours.
@@ -113,8 +116,8 @@ impl Quota {
     pub(crate) fn ready(&mut self, now: Instant) -> Result<(), Wait> {
         match self.gate {
             Gate::Closed(until) if now < until => return Err(Wait::Until(until)),
-            Gate::Probing => return Err(Wait::ForEvent),
-            Gate::Open | Gate::Closed(_) => {}
+            Gate::Probing(until) if now < until => return Err(Wait::ForEvent(Some(until))),
+            Gate::Open | Gate::Closed(_) | Gate::Probing(_) => {}
         }
         if let Some(ceiling) = self.ceiling(now)
             && ceiling.left == 0
@@ -123,7 +126,7 @@ impl Quota {
         }
         let Some(rate) = &mut self.rate else { return Ok(()) };
         if rate.log.free(now) == 0 {
-            return Err(rate.log.next_free(now).map_or(Wait::ForEvent, Wait::Until));
+            return Err(rate.log.next_free(now).map_or(Wait::ForEvent(None), Wait::Until));
         }
         match &rate.pace {
             Some(pace) if pace.free(now).0 == 0 => Err(Wait::Until(pace.free(now).1)),
@@ -143,7 +146,7 @@ impl Quota {
     pub(crate) fn reserve(&mut self, now: Instant) -> Claim {
         let probe = self.gate != Gate::Open;
         if probe {
-            self.gate = Gate::Probing;
+            self.gate = Gate::Probing(now + PROBE_REFUSED_WITHIN);
         }
         if let Some(ceiling) = &mut self.ceiling {
             ceiling.left = ceiling.left.saturating_sub(1);
@@ -160,6 +163,9 @@ impl Quota {
 
     /// Gives back what `reserve` took: nothing was sent.
     pub(crate) fn release(&mut self, claim: Claim, now: Instant) {
+        if let Some(ceiling) = &mut self.ceiling {
+            ceiling.left += 1;
+        }
         if let Some(rate) = &mut self.rate {
             rate.log.release();
             rate.refund();
@@ -182,7 +188,7 @@ impl Quota {
 
     /// A sent attempt will never be answered. It keeps its place; a probe passes its role on.
     pub(crate) fn lost(&mut self, claim: Claim, now: Instant) {
-        if claim.probe && self.gate == Gate::Probing {
+        if claim.probe && matches!(self.gate, Gate::Probing(_)) {
             self.gate = Gate::Closed(now);
         }
     }
@@ -202,7 +208,7 @@ impl Quota {
         if refused == Some(Refused::Window) {
             return self.close(feedback, now);
         }
-        if claim.probe && self.gate == Gate::Probing {
+        if claim.probe && matches!(self.gate, Gate::Probing(_)) {
             self.gate = Gate::Open;
         }
         self.listen(feedback, now);
@@ -236,7 +242,7 @@ impl Quota {
         };
         let own = rate.log.free(now);
         self.drift = own.saturating_sub(remaining);
-        let left = remaining.saturating_sub(rate.log.unanswered());
+        let left = remaining.saturating_sub(rate.log.under_way());
         self.ceiling =
             (left < own).then(|| Ceiling { left, until: now + feedback.reset_in.unwrap_or(rate.plan.window) });
     }
@@ -252,7 +258,7 @@ impl Quota {
         let closed = match self.gate {
             Gate::Open => None,
             Gate::Closed(until) => Some(until).filter(|until| now < *until),
-            Gate::Probing => Some(now),
+            Gate::Probing(_) => Some(now),
         };
         let rate = self.rate.as_mut()?;
         let mut remaining = rate.log.free(now);
@@ -403,7 +409,7 @@ mod tests {
         assert_eq!(q.ready(now), Err(Wait::Until(later)));
         let (probe, stamp) = send(&mut q, later);
         assert!(probe.probe);
-        assert_eq!(q.ready(later), Err(Wait::ForEvent));
+        assert_eq!(q.ready(later), Err(Wait::ForEvent(Some(later + PROBE_REFUSED_WITHIN))));
         assert!(!q.answered(probe, stamp, Feedback::default(), None, later));
         let Err(Wait::Until(paced)) = q.ready(later) else { panic!("paced now") };
         assert!(paced > later && paced < later + Duration::from_secs(2));

@@ -155,17 +155,6 @@ impl Rejection {
         }
     }
 
-    /// Attempts made before it, and time spent in the queue.
-    pub(crate) fn spent(&self) -> (u32, Duration) {
-        match self {
-            Self::UpstreamUnreachable { attempts, .. }
-            | Self::OutcomeUnknown { attempts }
-            | Self::UpstreamTimeout { attempts, .. } => (*attempts, Duration::ZERO),
-            Self::QueueTimeout { waited, .. } => (0, *waited),
-            _ => (0, Duration::ZERO),
-        }
-    }
-
     /// The numbers of this answer, for programs.
     fn numbers(&self) -> Map<String, Value> {
         let numbers = match self {

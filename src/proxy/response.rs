@@ -64,10 +64,10 @@ impl App {
 
     /// Answers by ourselves, in the error form of the API family that was called.
     pub(crate) fn reject(&self, refusal: &Refusal, family: Family, mut finish: Finish) -> Response<RelayBody> {
-        let Refusal { rejection, charge } = refusal;
+        let Refusal { rejection, charge, spent } = refusal;
         let record = &mut finish.record;
         (record.status, record.code) = (rejection.status(), Some(rejection.code()));
-        (record.attempts, record.queued) = rejection.spent();
+        (record.attempts, record.queued, record.upstream) = (spent.attempts, spent.queued, spent.upstream);
         record.charge = (record.class == Some(Class::Create)).then_some(*charge);
         let (mut head, body) = rejection.response(family).into_parts();
         self.tell(&mut head.headers, &finish);

@@ -46,6 +46,13 @@ pub(crate) struct Reply {
     pub(crate) upstream: Duration,
 }
 
+/// What a call got instead of a reply.
+pub(crate) struct Unanswered {
+    pub(crate) rejection: Rejection,
+    pub(crate) attempts: u32,
+    pub(crate) upstream: Duration,
+}
+
 /// The body of a reply.
 pub(crate) enum ReplyBody {
     /// Read whole.
@@ -86,7 +93,7 @@ struct Failed {
 
 impl Sending<'_> {
     /// Sends with retries. Every attempt but the first waits for its own turn.
-    pub(crate) async fn send(mut self, mut permit: Permit, seq: u64) -> Result<Reply, Rejection> {
+    pub(crate) async fn send(mut self, mut permit: Permit, seq: u64) -> Result<Reply, Unanswered> {
         let app = &self.worker.app;
         let begun = Instant::now();
         let attempt_timeout = app.attempt_timeout(self.call.family);
@@ -139,7 +146,7 @@ impl Sending<'_> {
             };
             permit = turn.permit;
         }
-        Err(Rejection::Internal)
+        Err(Unanswered { rejection: Rejection::Internal, attempts: 0, upstream: begun.elapsed() })
     }
 
     async fn attempt(
@@ -150,7 +157,7 @@ impl Sending<'_> {
         timeout: Duration,
     ) -> Result<Reply, Failed> {
         let upload = Upload::new();
-        let fresh = self.call.class == Class::Create;
+        let fresh = !self.call.repeatable;
         let streamed = self.held.is_streamed();
         for reconnect in 1.. {
             let connecting = tokio::time::timeout_at(until, self.worker.upstream.ready(fresh)).await;
@@ -304,16 +311,19 @@ impl Sending<'_> {
 }
 
 /// Says how often the call was tried.
-fn finish(result: Result<Reply, Failed>, attempts: u32, begun: Instant) -> Result<Reply, Rejection> {
-    match result {
-        Ok(reply) => Ok(Reply { attempts, upstream: begun.elapsed(), ..reply }),
-        Err(failed) => Err(match failed.rejection {
-            Rejection::UpstreamUnreachable { reason, .. } => Rejection::UpstreamUnreachable { reason, attempts },
-            Rejection::OutcomeUnknown { .. } => Rejection::OutcomeUnknown { attempts },
-            Rejection::UpstreamTimeout { after, .. } => Rejection::UpstreamTimeout { after, attempts },
-            other => other,
-        }),
-    }
+fn finish(result: Result<Reply, Failed>, attempts: u32, begun: Instant) -> Result<Reply, Unanswered> {
+    let upstream = begun.elapsed();
+    let rejection = match result {
+        Ok(reply) => return Ok(Reply { attempts, upstream, ..reply }),
+        Err(failed) => failed.rejection,
+    };
+    let rejection = match rejection {
+        Rejection::UpstreamUnreachable { reason, .. } => Rejection::UpstreamUnreachable { reason, attempts },
+        Rejection::OutcomeUnknown { .. } => Rejection::OutcomeUnknown { attempts },
+        Rejection::UpstreamTimeout { after, .. } => Rejection::UpstreamTimeout { after, attempts },
+        other => other,
+    };
+    Err(Unanswered { rejection, attempts, upstream })
 }
 
 fn unsent(reason: Unreachable) -> Failed {

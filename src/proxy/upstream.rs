@@ -28,7 +28,7 @@ pub(crate) mod target;
 
 /// Below the 60 s after which common load balancers close an idle connection.
 const IDLE_FOR: Duration = Duration::from_secs(50);
-/// What may start a job goes only over connections used this recently: the upstream closing an idle one just then would leave us not
+/// What cannot be repeated goes only over connections used this recently: the upstream closing an idle one just then would leave us not
 /// knowing whether it ran.
 const FRESH_FOR: Duration = Duration::from_secs(5);
 const MAX_IDLE: usize = 256;

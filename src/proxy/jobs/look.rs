@@ -11,7 +11,7 @@ use crate::proxy::Worker;
 use crate::proxy::body::{Held, Place};
 use crate::proxy::classify::Call;
 use crate::proxy::queue::Ask;
-use crate::proxy::retry::Sending;
+use crate::proxy::retry::{Sending, Unanswered};
 
 use super::Owner;
 use super::watch::Look;
@@ -37,7 +37,12 @@ impl Look for Looker {
         let (account, client) = (owner.account, owner.client);
         let queue = &app.accounts[account].queue;
         let ask = Ask { client, class: call.class, slot: false, again: None, deadline: Instant::now() + LOOK_WAITS };
-        let Ok(turn) = queue.turn(ask).await else { return };
+        let turn = tokio::select! {
+            turn = queue.turn(ask) => turn,
+            // Nobody needs to know any more, and the drain waits for us.
+            () = app.drain.cancelled() => return,
+        };
+        let Ok(turn) = turn else { return };
         let body = Held::Whole(Bytes::new(), Place::default());
         let sending =
             Sending { worker: &self.0, call: &call, account, client, head, held: body, pending: None, caller: None };
@@ -46,7 +51,7 @@ impl Look for Looker {
                 let whole = reply.body.whole().cloned().unwrap_or_default();
                 app.jobs.saw_status(&id, (owner, queue), reply.head.status, &whole, false);
             }
-            Err(error) => tracing::debug!(job = id, %error, "a look at a job failed"),
+            Err(Unanswered { rejection: error, .. }) => tracing::debug!(job = id, %error, "a look at a job failed"),
         }
     }
 

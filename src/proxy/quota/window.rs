@@ -94,9 +94,9 @@ impl WindowLog {
         self.reserved == 0
     }
 
-    /// Attempts written whose answer has not come and whose jitter allowance has not passed.
-    pub(crate) fn unanswered(&self) -> u32 {
-        self.open
+    /// Attempts granted or written that an answer of the upstream, come just now, may not have counted.
+    pub(crate) fn under_way(&self) -> u32 {
+        self.open + self.reserved
     }
 
     /// Takes a place for an attempt that will be sent soon. The caller has seen `free() > 0`.
