@@ -255,7 +255,7 @@ impl Sending<'_> {
         timeout: Duration,
     ) -> Result<Reply, Failed> {
         let trouble = Trouble::default();
-        let fresh = self.call.class == Class::Create;
+        let fresh = !self.call.repeatable;
         for reconnect in 1.. {
             let connecting = tokio::time::timeout_at(until, self.worker.upstream.ready(fresh)).await;
             let connection = match connecting {

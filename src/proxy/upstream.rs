@@ -24,7 +24,7 @@ pub(crate) mod connect;
 
 /// Below the 60 s after which common load balancers close an idle connection.
 const IDLE_FOR: Duration = Duration::from_secs(50);
-/// What may start a job goes only over connections used this recently: the upstream closing an idle one just then would leave us not
+/// What cannot be repeated goes only over connections used this recently: the upstream closing an idle one just then would leave us not
 /// knowing whether it ran.
 const FRESH_FOR: Duration = Duration::from_secs(5);
 const MAX_IDLE: usize = 256;
@@ -106,12 +106,12 @@ impl Upstream {
         drop(h2);
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
+        idle.retain(|idle| !idle.sender.is_closed() && now - idle.since < IDLE_FOR);
         let newest = idle.iter().rposition(|idle| idle.sender.is_ready())?;
         if fresh && now - idle[newest].since > FRESH_FOR {
             return None;
         }
         let Idle { sender, task, .. } = idle.remove(newest);
-        idle.retain(|idle| !idle.sender.is_closed() && now - idle.since < IDLE_FOR);
         Some(Connection(Kind::H1(Lease {
             sender,
             task,
