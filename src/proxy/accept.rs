@@ -3,13 +3,16 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
@@ -17,6 +20,8 @@ use tokio_util::task::TaskTracker;
 use super::guard::MAX_HEAD_BYTES;
 use super::{Worker, serve};
 
+/// Any whole request is at least as long as what tells HTTP/2 from HTTP/1.1 (RFC 9113 §3.4).
+const PREFACE_BYTES: usize = 24;
 /// Streams of one HTTP/2 connection at a time.
 const MAX_STREAMS: u32 = 256;
 /// Pause after the system refused a connection (no descriptors left): trying at once would only spin.
@@ -103,9 +108,18 @@ where
         let worker = Arc::clone(&worker);
         async move { Ok::<_, Infallible>(serve(worker, request).await) }
     });
+    let (io, read) = Counted::new(io);
     let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
+    // hyper's own clock starts when it knows which protocol is spoken.
+    let says_nothing = async {
+        tokio::time::sleep(header_timeout).await;
+        if read.load(Ordering::Relaxed) >= PREFACE_BYTES {
+            std::future::pending::<()>().await;
+        }
+    };
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
+        () = says_nothing => Ok(()),
         () = drain.cancelled() => {
             served.as_mut().graceful_shutdown();
             served.await
@@ -115,4 +129,54 @@ where
         tracing::debug!(%error, "a connection ended early");
     }
     metrics.connections.dec();
+}
+
+/// A connection that tells how much was read from it.
+struct Counted<I> {
+    io: I,
+    /// An atomic only because the connection may move between threads; nothing is ordered by it.
+    read: Arc<AtomicUsize>,
+}
+
+impl<I> Counted<I> {
+    fn new(io: I) -> (Self, Arc<AtomicUsize>) {
+        let read = Arc::<AtomicUsize>::default();
+        let counts = Arc::clone(&read);
+        (Self { io, read }, counts)
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Counted<I> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+        self.read.fetch_add(buf.filled().len() - before, Ordering::Relaxed);
+        Poll::Ready(result)
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Counted<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
 }
