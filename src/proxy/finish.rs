@@ -10,6 +10,9 @@ use crate::metrics::Metrics;
 
 use super::queue::Class;
 
+/// The status in log and metrics of a request whose caller left before its answer (nginx's number for it).
+pub(crate) const CALLER_LEFT: u16 = 499;
+
 /// What is known of a request from its beginning.
 pub(crate) struct Finish {
     metrics: Arc<Metrics>,
@@ -38,8 +41,9 @@ pub(crate) struct Record {
 }
 
 impl Finish {
-    pub(crate) fn new(metrics: Arc<Metrics>, record: Record) -> Self {
+    pub(crate) fn new(metrics: Arc<Metrics>, mut record: Record) -> Self {
         metrics.in_flight.inc();
+        record.status = StatusCode::from_u16(CALLER_LEFT).unwrap_or_default();
         Self {
             metrics,
             begun: Instant::now(),
