@@ -646,7 +646,12 @@ impl Look for Looker {
             again: None,
             deadline: Instant::now() + LOOK_WAITS,
         };
-        let Ok(turn) = queue.turn(ask).await else { return };
+        let turn = tokio::select! {
+            turn = queue.turn(ask) => turn,
+            // Nobody needs to know any more, and the drain waits for us.
+            () = app.drain.cancelled() => return,
+        };
+        let Ok(turn) = turn else { return };
         let held = Held::Whole(Bytes::new(), Place::default());
         let sending = Sending {
             worker: &self.0,
