@@ -30,7 +30,7 @@ use self::jobs::{Charge, Jobs, Owner};
 use self::queue::{Ask, NoTurn, Turn};
 use self::rejection::{LIMIT_SOURCE, Rejection, SHOULD_RETRY};
 use self::response::{RelayBody, Told};
-use self::retry::{Budget, Reply, ReplyBody, Sending, Target};
+use self::retry::{Budget, Reply, ReplyBody, Sending, Target, Unanswered};
 use self::upstream::Upstream;
 
 /// Connections from callers, spread over the workers.
@@ -180,6 +180,16 @@ async fn forward(
 pub(crate) struct Refusal {
     pub(crate) rejection: Rejection,
     pub(crate) charge: Charge,
+    pub(crate) spent: Spent,
+}
+
+/// What a call took, whatever came of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Spent {
+    pub(crate) attempts: u32,
+    pub(crate) queued: Duration,
+    /// From the first dispatch to the last response head, or to giving up.
+    pub(crate) upstream: Duration,
 }
 
 impl From<Rejection> for Refusal {
@@ -187,6 +197,7 @@ impl From<Rejection> for Refusal {
         Self {
             rejection,
             charge: Charge::NotSent,
+            spent: Spent::default(),
         }
     }
 }
@@ -226,7 +237,10 @@ impl Outgoing {
         };
         let turn = if app.metered(account, call) {
             tokio::select! {
-                turn = queue.turn(ask) => turn.map_err(|no| app.no_turn(account, client, no, begun, self.max_wait))?,
+                turn = queue.turn(ask) => turn.map_err(|no| Refusal {
+                    spent: Spent { queued: begun.elapsed(), ..Spent::default() },
+                    ..app.no_turn(account, client, no, begun, self.max_wait).into()
+                })?,
                 () = gone(caller) => return Err(Rejection::BadRequest("the caller left").into()),
             }
         } else {
@@ -247,9 +261,22 @@ impl Outgoing {
         };
         let reply = match sending.send(permit, seq).await {
             Ok(reply) => reply,
-            Err(rejection) => {
+            Err(Unanswered {
+                rejection,
+                attempts,
+                upstream,
+            }) => {
                 let charge = pending.as_ref().map_or(Charge::NotSent, jobs::Pending::charge);
-                return Err(Refusal { rejection, charge });
+                let spent = Spent {
+                    attempts,
+                    queued,
+                    upstream,
+                };
+                return Err(Refusal {
+                    rejection,
+                    charge,
+                    spent,
+                });
             }
         };
         let status = reply.head.status;
@@ -381,6 +408,7 @@ impl Drop for Teller {
             self.tell(Created::refused(Refusal {
                 rejection: Rejection::Internal,
                 charge: Charge::Unknown,
+                spent: Spent::default(),
             }));
         }
     }
@@ -580,10 +608,15 @@ impl App {
     }
 
     fn reject(&self, refusal: &Refusal, family: Family, mut finish: Finish) -> Response<RelayBody> {
-        let Refusal { rejection, charge } = refusal;
+        let Refusal {
+            rejection,
+            charge,
+            spent,
+        } = refusal;
         let record = &mut finish.record;
         let charge = (record.class == Some(queue::Class::Create)).then_some(*charge);
         (record.status, record.code) = (rejection.status(), Some(rejection.code()));
+        (record.attempts, record.queued, record.upstream) = (spent.attempts, spent.queued, spent.upstream);
         record.charge = charge.map(Charge::name);
         let (mut head, body) = rejection.response(family).into_parts();
         response::tell(&mut head.headers, &self.told(&finish.record, charge));
@@ -669,7 +702,7 @@ impl Look for Looker {
                 app.jobs
                     .saw_status(&id, (owner, queue), reply.head.status, &whole, false);
             }
-            Err(error) => tracing::debug!(job = id, %error, "a look at a job failed"),
+            Err(Unanswered { rejection: error, .. }) => tracing::debug!(job = id, %error, "a look at a job failed"),
         }
     }
 

@@ -119,6 +119,13 @@ pub(crate) struct Reply {
     pub(crate) upstream: Duration,
 }
 
+/// What a call got instead of a reply.
+pub(crate) struct Unanswered {
+    pub(crate) rejection: Rejection,
+    pub(crate) attempts: u32,
+    pub(crate) upstream: Duration,
+}
+
 /// The body of a reply.
 pub(crate) enum ReplyBody {
     /// Read whole.
@@ -163,7 +170,7 @@ struct Failed {
 
 impl Sending<'_> {
     /// Sends with retries. Every attempt but the first waits for its own turn.
-    pub(crate) async fn send(mut self, mut permit: Permit, seq: u64) -> Result<Reply, Rejection> {
+    pub(crate) async fn send(mut self, mut permit: Permit, seq: u64) -> Result<Reply, Unanswered> {
         let app = &self.worker.app;
         let begun = Instant::now();
         let attempt_timeout = app.attempt_timeout(self.call.family);
@@ -228,22 +235,32 @@ impl Sending<'_> {
             };
             permit = turn.permit;
         }
-        Err(Rejection::Internal)
+        unreachable!("an attempt is the last one sooner or later")
     }
 
-    fn finish(&self, result: Result<Reply, Failed>, attempts: u32, begun: Instant) -> Result<Reply, Rejection> {
+    fn finish(&self, result: Result<Reply, Failed>, attempts: u32, begun: Instant) -> Result<Reply, Unanswered> {
+        let upstream = begun.elapsed();
         match result {
             Ok(reply) => Ok(Reply {
                 attempts,
-                upstream: begun.elapsed(),
+                upstream,
                 ..reply
             }),
-            Err(failed) => Err(match failed.rejection {
-                Rejection::UpstreamUnreachable { reason, .. } => Rejection::UpstreamUnreachable { reason, attempts },
-                Rejection::OutcomeUnknown { .. } => Rejection::OutcomeUnknown { attempts },
-                Rejection::UpstreamTimeout { after, .. } => Rejection::UpstreamTimeout { after, attempts },
-                other => other,
-            }),
+            Err(failed) => {
+                let rejection = match failed.rejection {
+                    Rejection::UpstreamUnreachable { reason, .. } => {
+                        Rejection::UpstreamUnreachable { reason, attempts }
+                    }
+                    Rejection::OutcomeUnknown { .. } => Rejection::OutcomeUnknown { attempts },
+                    Rejection::UpstreamTimeout { after, .. } => Rejection::UpstreamTimeout { after, attempts },
+                    other => other,
+                };
+                Err(Unanswered {
+                    rejection,
+                    attempts,
+                    upstream,
+                })
+            }
         }
     }
 
