@@ -160,7 +160,8 @@ impl Jobs {
                 slot: Some(slot),
                 started,
                 status: "unknown".into(),
-                seen: now,
+                // So that it is looked at right away, unless it is very young.
+                seen: started,
                 looks: 0,
             };
             self.table.insert(id.clone(), job);
