@@ -439,8 +439,7 @@ impl Book {
             return None;
         }
         match self.quota.ready(now) {
-            Err(Wait::Until(at)) => return Some(at),
-            Err(Wait::ForProbe) => return None,
+            Err(Wait::Until(at) | Wait::ForProbe(at)) => return Some(at),
             Ok(()) => {}
         }
         let room = self.no_room_until.filter(|until| *until > now);

@@ -28,14 +28,16 @@ pub(crate) mod feedback;
 const SHORTEST_CLOSURE: Duration = Duration::from_millis(10);
 /// How long the gate closes when a 429 names no time and the plan has no window.
 const CLOSURE_UNTOLD: Duration = Duration::from_secs(60);
+/// A refusal comes at once: a probe that is silent for longer is being carried out, and another may go.
+const PROBE_REFUSED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why an attempt may not leave yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
     /// Not before this instant.
     Until(Instant),
-    /// Not before a probe after a 429 is answered.
-    ForProbe,
+    /// Not before a probe after a 429 is answered, or has been silent until this instant.
+    ForProbe(Instant),
 }
 
 /// What a 429 meant.
@@ -71,7 +73,8 @@ pub(crate) struct Claim {
 enum Gate {
     Open,
     Closed(Instant),
-    Probing,
+    /// A probe is out; until this instant it is waited for.
+    Probing(Instant),
 }
 
 /// The upstream's books where they are tighter than ours.
@@ -118,8 +121,8 @@ impl Quota {
     pub(crate) fn ready(&mut self, now: Instant) -> Result<(), Wait> {
         match self.gate {
             Gate::Closed(until) if now < until => return Err(Wait::Until(until)),
-            Gate::Probing => return Err(Wait::ForProbe),
-            Gate::Open | Gate::Closed(_) => {}
+            Gate::Probing(until) if now < until => return Err(Wait::ForProbe(until)),
+            Gate::Open | Gate::Closed(_) | Gate::Probing(_) => {}
         }
         if let Some(ceiling) = self.ceiling(now)
             && ceiling.left == 0
@@ -139,7 +142,7 @@ impl Quota {
     /// A proven lower bound for the next departure, for callers who cannot wait: grants that may yet come back unsent count as free.
     pub(crate) fn earliest(&mut self, now: Instant) -> Instant {
         match self.ready(now) {
-            Ok(()) | Err(Wait::ForProbe) => now,
+            Ok(()) | Err(Wait::ForProbe(_)) => now,
             Err(Wait::Until(at)) => match &self.rate {
                 Some(rate) if !rate.log.proven() => now,
                 _ => at,
@@ -151,7 +154,7 @@ impl Quota {
     pub(crate) fn reserve(&mut self, now: Instant) -> Claim {
         let probe = self.gate != Gate::Open;
         if probe {
-            self.gate = Gate::Probing;
+            self.gate = Gate::Probing(now + PROBE_REFUSED_WITHIN);
         }
         if let Some(ceiling) = &mut self.ceiling {
             ceiling.left = ceiling.left.saturating_sub(1);
@@ -168,6 +171,9 @@ impl Quota {
 
     /// Gives back what `reserve` took: nothing was sent.
     pub(crate) fn release(&mut self, claim: Claim, now: Instant) {
+        if let Some(ceiling) = &mut self.ceiling {
+            ceiling.left += 1;
+        }
         if let Some(rate) = &mut self.rate {
             rate.log.release();
             rate.refund();
@@ -190,7 +196,7 @@ impl Quota {
 
     /// A sent attempt will never be answered. It keeps its place; a probe passes its role on.
     pub(crate) fn lost(&mut self, claim: Claim, now: Instant) {
-        if claim.probe && self.gate == Gate::Probing {
+        if claim.probe && matches!(self.gate, Gate::Probing(_)) {
             self.gate = Gate::Closed(now);
         }
     }
@@ -210,7 +216,7 @@ impl Quota {
         if refused == Some(Refused::Window) {
             return self.close(feedback, now);
         }
-        if claim.probe && self.gate == Gate::Probing {
+        if claim.probe && matches!(self.gate, Gate::Probing(_)) {
             self.gate = Gate::Open;
         }
         self.listen(feedback, now);
@@ -248,7 +254,7 @@ impl Quota {
         };
         let own = rate.log.free(now);
         self.drift = own.saturating_sub(remaining);
-        let left = remaining.saturating_sub(rate.log.unanswered());
+        let left = remaining.saturating_sub(rate.log.under_way());
         self.ceiling = (left < own).then(|| Ceiling {
             left,
             until: now + feedback.reset_in.unwrap_or(rate.plan.window),
@@ -266,7 +272,7 @@ impl Quota {
         let closed = match self.gate {
             Gate::Open => None,
             Gate::Closed(until) => Some(until).filter(|until| now < *until),
-            Gate::Probing => Some(now),
+            Gate::Probing(_) => Some(now),
         };
         let rate = self.rate.as_mut()?;
         let mut remaining = rate.log.free(now);
@@ -429,7 +435,7 @@ mod tests {
         assert_eq!(q.ready(now), Err(Wait::Until(later)));
         let (probe, stamp) = send(&mut q, later);
         assert!(probe.probe);
-        assert_eq!(q.ready(later), Err(Wait::ForProbe));
+        assert_eq!(q.ready(later), Err(Wait::ForProbe(later + PROBE_REFUSED_WITHIN)));
         assert!(!q.answered(probe, stamp, Feedback::default(), None, later));
         let Err(Wait::Until(paced)) = q.ready(later) else {
             panic!("paced now")

@@ -74,7 +74,7 @@ impl WindowLog {
             .saturating_sub(self.reserved + self.open + self.leaving_count)
     }
 
-    /// A lower bound for the instant at which `free` next grows; `None` when nothing occupies a place.
+    /// A lower bound for the instant at which time alone makes `free` grow; `None` when nothing occupies a place.
     pub(crate) fn next_free(&mut self, now: Instant) -> Option<Instant> {
         self.advance(now);
         let over = (self.reserved + self.open + self.leaving_count).saturating_sub(self.limit);
@@ -90,8 +90,8 @@ impl WindowLog {
         }
         match self.leaving.front() {
             Some(&(at, _)) => Some(at),
-            None if self.open > 0 => Some(now + self.window),
-            None if self.reserved > 0 => Some(now),
+            // Granted places are about to be used, or come back by `release`, which needs no clock.
+            None if self.open + self.reserved > 0 => Some(now + self.window),
             None => None,
         }
     }
@@ -101,9 +101,9 @@ impl WindowLog {
         self.reserved == 0
     }
 
-    /// Attempts written whose answer has not come and whose jitter allowance has not passed.
-    pub(crate) fn unanswered(&self) -> u32 {
-        self.open
+    /// Attempts granted or written that an answer of the upstream, come just now, may not have counted.
+    pub(crate) fn under_way(&self) -> u32 {
+        self.open + self.reserved
     }
 
     /// Takes a place for an attempt that will be sent soon. The caller has seen `free() > 0`.
