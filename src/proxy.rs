@@ -519,6 +519,14 @@ impl App {
             .map(|query| identify::without_key(query).unwrap_or_else(|| query.to_owned()));
         let target = self.target.origin_form(head.uri.path(), query.as_deref());
         head.uri = target.ok_or(Rejection::BadRequest("the request target is not valid"))?;
+        if head
+            .headers
+            .get_all(http::header::AUTHORIZATION)
+            .iter()
+            .any(|value| self.clients.is_token(value))
+        {
+            head.headers.remove(http::header::AUTHORIZATION);
+        }
         let key = (call.auth == RouteAuth::Account).then(|| self.accounts[account].key.header(call.family));
         let idempotency_key = call
             .create

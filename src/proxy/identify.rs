@@ -51,10 +51,7 @@ impl Clients {
             return Ok(0);
         }
         let text = |name: &HeaderName| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-        let bearer = text(&header::AUTHORIZATION).filter_map(|value| {
-            let (scheme, token) = value.split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
-        });
+        let bearer = text(&header::AUTHORIZATION).filter_map(bearer_token);
         let keys = query
             .into_iter()
             .flat_map(parameters)
@@ -78,6 +75,12 @@ impl Clients {
         found.ok_or(Rejection::Unauthorized)
     }
 
+    /// True where `Authorization` holds a client's token, which must not go on even where the caller's own `Authorization` does.
+    pub(crate) fn is_token(&self, authorization: &http::HeaderValue) -> bool {
+        let token = authorization.to_str().ok().and_then(bearer_token);
+        token.is_some_and(|token| self.by_token.contains_key(&hash(token)))
+    }
+
     /// A client's name in logs and metrics.
     pub(crate) fn name(&self, client: usize) -> &str {
         &self.names[client]
@@ -87,6 +90,11 @@ impl Clients {
     pub(crate) fn names(&self) -> &[String] {
         &self.names
     }
+}
+
+fn bearer_token(authorization: &str) -> Option<&str> {
+    let (scheme, token) = authorization.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
 fn hash(token: &str) -> [u8; 32] {

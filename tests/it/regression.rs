@@ -181,3 +181,33 @@ async fn a_look_that_waits_for_its_turn_does_not_hold_up_the_drain() {
     let finished = timeout(Duration::from_secs(10), live.stop()).await;
     assert_eq!(finished, Ok(true));
 }
+
+/// A client that named itself by `Authorization` had its token passed on where the caller's own `Authorization` passes.
+#[tokio::test(start_paused = true)]
+async fn a_client_s_token_does_not_pass_as_its_own_authorization() {
+    let setup = Setup {
+        toml: "[[routes]]\nprefix = \"/v1/reports/\"\nauth = \"client\"\n\
+               [[clients]]\nname = \"web\"\ntoken = { env = \"WEB_TOKEN\" }",
+        ..Setup::default()
+    };
+    let site = setup.memory();
+    let report = || post("/v1/reports/generate", "{}");
+    assert_eq!(
+        site.send(report().with("authorization", "Bearer web-token"))
+            .await
+            .status,
+        401
+    );
+    let both = report()
+        .with("authorization", "Bearer session")
+        .with("x-api-key", "web-token");
+    assert_eq!(site.send(both).await.status, 200);
+    for seen in site.mock.requests() {
+        assert!(
+            seen.headers
+                .values()
+                .all(|value| !format!("{value:?}").contains("web-token")),
+            "{seen:?}"
+        );
+    }
+}
