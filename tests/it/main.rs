@@ -1,5 +1,34 @@
-//! The integration tests, one binary: a file a behaviour.
+//! The integration tests, one binary: a file a behaviour, in the order of a request's way.
+#![allow(unreachable_pub, missing_docs, reason = "a binary of tests has no public interface")]
+
+mod support;
+
+mod config;
 
 mod cli;
-mod config;
+
+mod guard;
+
+mod quota;
+
+mod fairness;
+
+mod slots;
+
+mod retries;
+
+mod streams;
+
+mod answers;
+
+mod secrets;
+
+mod cancel;
+
+mod restart;
+
+mod admin;
+
 mod sdk;
+
+mod regression;

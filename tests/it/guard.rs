@@ -1,0 +1,179 @@
+//! What is refused before anything else: no quota is spent, and nothing is sent.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, sleep};
+
+use crate::support::client::With;
+use crate::support::{NOTHING, Setup, Site, get};
+
+/// Writes these bytes to the proxy and reads what comes until it closes, or for ten minutes.
+async fn raw(site: &Site, text: &str) -> String {
+    let mut io = site.connect();
+    // The proxy may have answered and closed before it read all of it.
+    let _ = io.write_all(text.as_bytes()).await;
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    let until = Instant::now() + Duration::from_secs(600);
+    while let Ok(Ok(n @ 1..)) = tokio::time::timeout_at(until, io.read(&mut buffer)).await {
+        answer.extend_from_slice(&buffer[..n]);
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn nothing_happened(site: &Site, case: &str) {
+    let stats = site.mock.stats();
+    assert_eq!((stats.attempts, stats.unauthorized), (0, 0), "{case}");
+    assert_eq!(site.proxy.usage(), NOTHING, "{case}");
+    assert_eq!(site.proxy.status()["accounts"][0]["requests"]["used"], 0, "{case}");
+}
+
+#[tokio::test(start_paused = true)]
+#[allow(clippy::too_many_lines, reason = "a table")]
+async fn what_must_not_be_forwarded_is_refused_with_its_code() {
+    let many = "x".repeat(17 * 1024);
+    let big = "y".repeat(65 * 1024);
+    let cases = [
+        ("GET", "/v1/echo", "host: evil.test", "421 misdirected_host".to_owned()),
+        ("GET", "/v1/echo", "host: localhost.evil.test:8787", "421 misdirected_host".into()),
+        ("GET", "http://evil.test/v1/echo", "host: evil.test", "421 misdirected_host".into()),
+        ("GET", "http://localhost/v1/echo", "host: evil.test", "421 misdirected_host".into()),
+        ("GET", "/v1/echo", "host: localhost\r\nhost: localhost", "400 bad_request".into()),
+        ("GET", "/v1/echo", "x-no-host: 1", "400 bad_request".into()),
+        ("GET", "/v1/echo", "host: localhost\r\norigin: http://evil.test", "403 forbidden_origin".into()),
+        ("GET", "/v1/echo", "host: localhost\r\norigin: null", "403 forbidden_origin".into()),
+        ("GET", "/v1/echo", "host: localhost\r\nsec-fetch-site: cross-site", "403 forbidden_origin".into()),
+        ("OPTIONS", "/v1/echo", "host: localhost\r\norigin: http://evil.test", "403 forbidden_origin".into()),
+        ("CONNECT", "evil.test:443", "host: evil.test:443", "405 method_refused".into()),
+        ("TRACE", "/v1/echo", "host: localhost", "405 method_refused".into()),
+        ("GET", &format!("/{many}"), "host: localhost", "414 target_too_long".into()),
+        ("GET", "/v1/echo", &format!("host: localhost\r\nx-big: {big}"), "431 head_too_large".into()),
+        ("POST", "/v1/predictions", "host: localhost\r\ncontent-length: 67108865", "413 body_too_large".into()),
+        ("POST", "/v1/echo", "host: localhost\r\ntransfer-encoding: gzip, chunked", "501 bad_transfer_coding".into()),
+        ("GET", "/v1/echo", "host: localhost\r\nsluicegate-max-wait: soon", "400 bad_request".into()),
+        ("GET", "/v1/echo", "host: localhost\r\nsluicegate-max-wait: -5s", "400 bad_request".into()),
+    ];
+    for (method, target, fields, expected) in cases {
+        let site = Setup::default().memory();
+        let answer = raw(&site, &format!("{method} {target} HTTP/1.1\r\n{fields}\r\nconnection: close\r\n\r\n")).await;
+        let short = format!("{method} {target:.40} {fields:.60}");
+        let (status, code) = expected.split_once(' ').expect("both");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{short}: {answer}");
+        assert!(answer.contains(&format!("\"code\":\"{code}\"")), "{short}: {answer}");
+        assert!(answer.contains("x-request-id: ") && answer.contains("server-timing: "), "{short}: {answer}");
+        nothing_happened(&site, &short);
+    }
+}
+
+/// What hyper refuses by itself is refused too, if more tersely.
+#[tokio::test(start_paused = true)]
+async fn what_is_no_request_at_all_is_refused() {
+    let huge = "z".repeat(300 * 1024);
+    for text in [
+        "GARBAGE\r\n\r\n".to_owned(),
+        "GET /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello".into(),
+        "GET /v1/echo HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n".into(),
+        "POST /v1/echo HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: gzip\r\n\r\n".into(),
+        "GET /v1/echo HTTP/1.1\r\nhost: localhost\r\nx y: 1\r\n\r\n".into(),
+        format!("GET /v1/echo HTTP/1.1\r\nhost: localhost\r\nx: {huge}\r\n\r\n"),
+        format!("GET /{huge} HTTP/1.1\r\nhost: localhost\r\n\r\n"),
+        "GET /v1/echo HTTP/1.1\r\nhost: local".into(),
+    ] {
+        let site = Setup::default().memory();
+        let answer = raw(&site, &text).await;
+        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{text:.60}: {answer}");
+        sleep(Duration::from_millis(1)).await;
+        nothing_happened(&site, &text[..text.len().min(60)]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_stalls_is_answered_408_and_holds_nothing() {
+    let head = "HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json";
+    for (text, charge) in [
+        (format!("POST /v1/predictions {head}\r\ncontent-length: 100\r\n\r\n{{\"model\""), true),
+        (format!("POST /v1/predictions {head}\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{{\"mod"), true),
+        (format!("POST /v1/echo {head}\r\ncontent-length: 1000\r\n\r\nabc"), false),
+    ] {
+        let site = Setup::default().memory();
+        let begun = Instant::now();
+        let answer = raw(&site, &text).await;
+        assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("\"client_timeout\""), "{text}: {answer}");
+        assert!(begun.elapsed() >= Duration::from_secs(30));
+        assert_eq!(answer.contains("sluicegate-charge: not-sent"), charge, "{answer}");
+        sleep(Duration::from_secs(1)).await;
+        nothing_happened(&site, &text);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_grows_beyond_the_limit_is_refused_whoever_reads_it() {
+    let setup = || Setup { toml: "[server]\nmax_body = \"64KiB\"", ..Setup::default() };
+    let site = setup().memory();
+    let chunk = format!("8000\r\n{}\r\n", "a".repeat(0x8000));
+    let head = "HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n";
+    let answer = raw(&site, &format!("POST /v1/predictions {head}{}0\r\n\r\n", chunk.repeat(3))).await;
+    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("\"body_too_large\""), "{answer}");
+    nothing_happened(&site, "held");
+
+    // Streamed, it is cut on its way: the upstream never has a whole request.
+    let site = setup().memory();
+    let answer = raw(&site, &format!("POST /v1/echo {head}{}0\r\n\r\n", chunk.repeat(3))).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert_eq!(site.proxy.usage(), NOTHING);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_nobody_knows_is_refused() {
+    let setup = Setup {
+        toml: "[[clients]]\nname = \"web\"\ntoken = { env = \"WEB_TOKEN\" }\n\
+               [[clients]]\nname = \"batch\"\ntoken = { env = \"BATCH_TOKEN\" }",
+        ..Setup::default()
+    };
+    let site = setup.memory();
+    for call in [
+        get("/v1/echo"),
+        get("/v1/echo").with("x-api-key", "nobody"),
+        get("/v1/echo?key=nobody"),
+        get("/v1/echo").with("x-api-key", "web-token").with("sluicegate-token", "batch-token"),
+    ] {
+        let answer = site.send(call).await;
+        assert_eq!((answer.status.as_u16(), answer.code()), (401, "unauthorized".into()));
+        assert_eq!(answer.header("x-should-retry"), "false");
+    }
+    nothing_happened(&site, "unknown");
+    for call in [
+        get("/v1/echo").with("x-api-key", "web-token"),
+        get("/v1/echo").with("authorization", "Bearer web-token"),
+        get("/v1/echo").with("x-goog-api-key", "web-token"),
+        get("/v1/echo?a=1&key=web-token&b=2"),
+    ] {
+        assert_eq!(site.send(call).await.status, 200);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_declared_body_is_asked_for_only_after_the_head_was_checked() {
+    let site = Setup::default().memory();
+    let body = r#"{"model":"m","input":{}}"#;
+    let head = |host: &str| {
+        let length = body.len();
+        format!(
+            "POST /v1/predictions HTTP/1.1\r\nhost: {host}\r\nexpect: 100-continue\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+        )
+    };
+    let refused = raw(&site, &head("evil.test")).await;
+    assert!(refused.starts_with("HTTP/1.1 421 ") && !refused.contains("100 Continue"), "{refused}");
+
+    let mut io = site.connect();
+    io.write_all(head("localhost").as_bytes()).await.expect("written");
+    let mut buffer = [0; 4096];
+    let n = io.read(&mut buffer).await.expect("read");
+    assert!(buffer[..n].starts_with(b"HTTP/1.1 100 Continue\r\n\r\n"));
+    io.write_all(body.as_bytes()).await.expect("written");
+    let mut answer = String::new();
+    io.read_to_string(&mut answer).await.expect("read");
+    assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
+    assert!(!site.mock.requests()[0].headers.contains_key("expect"));
+}

@@ -1,0 +1,168 @@
+//! What survives a process that was killed: the window, the live jobs, the creates without an answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluicegate::mock::{Fault, Mock, Options, RunTime};
+use tokio::time::{Instant, sleep};
+
+use crate::support::client::With;
+use crate::support::config::Scratch;
+use crate::support::{KEY, NOTHING, Setup, Site, create, get, poll};
+
+/// The state is in the scratch directory: `HOME` of the configuration's environment.
+fn setup() -> Setup {
+    Setup { toml: "[state]\nstore = \"local\"", ..Setup::default() }
+}
+
+fn start(mock: &Arc<Mock>, scratch: Scratch) -> Site {
+    setup().proxy_to(Arc::clone(mock), scratch)
+}
+
+/// Ends a proxy as `kill -9` does: nothing of it runs on, nothing was told to anybody. The lock is given back by dropping it.
+fn kill(site: Site) -> Scratch {
+    let Site { proxy, scratch, .. } = site;
+    drop(proxy);
+    scratch
+}
+
+fn mock(options: Options) -> Arc<Mock> {
+    Arc::new(Mock::in_memory(Options { keys: vec![KEY.into()], ..options }))
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_window_holds_across_kills() {
+    let mock = mock(Options::default());
+    let mut scratch = Scratch::new();
+    let begun = Instant::now();
+    let mut answered = 0;
+    for _ in 0..5 {
+        let site = start(&mock, scratch);
+        for _ in 0..17 {
+            let call = get("/v1/echo").with("sluicegate-max-wait", "1s");
+            answered += usize::from(site.send(call).await.status == 200);
+        }
+        scratch = kill(site);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    assert_eq!(answered, 60, "no more than the plan, and no less");
+    let stats = mock.stats();
+    assert_eq!((stats.max_in_window, stats.refused_rate_429), (60, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn live_jobs_keep_their_slots_and_their_owner() {
+    let mock = mock(Options { run_time: RunTime::Fixed(Duration::from_secs(3600)), ..Options::default() });
+    let site = start(&mock, Scratch::new());
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        ids.push(site.start_job().await);
+    }
+    mock.fault_next("POST", "/v1/predictions", Fault::ResetAfter);
+    assert_eq!(site.send(create()).await.code(), "outcome_unknown");
+    let site = start(&mock, kill(site));
+    let usage = site.proxy.usage();
+    assert_eq!((usage.jobs_live, usage.jobs_uncertain), (5, 1));
+    let refused = site.send(create().with("sluicegate-max-wait", "9s")).await;
+    assert_eq!(refused.code(), "queue_timeout", "{refused:?}");
+    assert_eq!(mock.stats().refused_job_429, 0);
+
+    mock.finish(&ids[0]);
+    assert_eq!(site.send(poll(&ids[0])).await.json()["status"], "completed");
+    assert_eq!(site.send(create()).await.status, 201);
+    let site = start(&mock, kill(site));
+    assert_eq!(site.proxy.usage().jobs_live, 5, "one ended, one came");
+    sleep(Duration::from_secs(121)).await;
+    let usage = site.proxy.usage();
+    assert_eq!((usage.jobs_live, usage.jobs_uncertain), (4, 0), "the grace period is over");
+}
+
+#[tokio::test(start_paused = true)]
+async fn jobs_that_ended_while_nobody_ran_are_found_out_by_looking() {
+    let mock = mock(Options::default());
+    let site = start(&mock, Scratch::new());
+    for _ in 0..5 {
+        site.start_job().await;
+    }
+    let scratch = kill(site);
+    sleep(Duration::from_secs(600)).await;
+    age_journal(&scratch, 600);
+    let site = start(&mock, scratch);
+    assert_eq!(site.proxy.usage().jobs_live, 5);
+    // The window is on the machine's clock, which paused time does not move: five places are still taken.
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(site.proxy.usage(), NOTHING);
+    assert_eq!(mock.stats().attempts, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn killed_in_the_middle_of_creates_the_bounds_hold() {
+    for round in 0..20_u64 {
+        let mock = mock(Options { answer_delay: Duration::from_millis(300), ..Options::default() });
+        let site = start(&mock, Scratch::new());
+        let calls: Vec<_> = (0..30).map(|_| site.spawn(create())).collect();
+        sleep(Duration::from_millis(round * 150)).await;
+        for call in calls {
+            call.abort();
+        }
+        let site = start(&mock, kill_in_flight(site).await);
+        for _ in 0..30 {
+            site.spawn(create().with("sluicegate-max-wait", "2m"));
+        }
+        sleep(Duration::from_secs(100)).await;
+        let stats = mock.stats();
+        assert!(stats.jobs_live_peak <= 5, "round {round}: {stats:?}");
+        assert!(stats.max_in_window <= 60, "round {round}: {stats:?}");
+        assert_eq!((stats.refused_job_429, stats.refused_rate_429), (0, 0), "round {round}");
+    }
+}
+
+/// The first process' tasks run on in this one, unlike after a real kill: its files are copied away as they stand at this moment, when
+/// nobody waits for a turn any more.
+async fn kill_in_flight(site: Site) -> Scratch {
+    sleep(Duration::from_millis(1)).await;
+    let copy = Scratch::new();
+    copy_all(&site.scratch.0, &copy.0);
+    drop(site);
+    copy
+}
+
+fn copy_all(from: &std::path::Path, to: &std::path::Path) {
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("known").is_dir() {
+            std::fs::create_dir_all(&target).expect("made");
+            copy_all(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}
+
+/// Paused time does not reach the file: what it says of the wall clock is set back instead.
+fn age_journal(scratch: &Scratch, secs: u64) {
+    let mut found = 0;
+    let mut folders = vec![scratch.0.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.ends_with("jobs.journal") {
+                let text = std::fs::read_to_string(&path).expect("text");
+                let mut parts = text.split("\"at_ms\":");
+                let mut aged = parts.next().unwrap_or_default().to_owned();
+                for part in parts {
+                    let (at, rest) = part.split_at(part.find('}').expect("an object"));
+                    let at: u64 = at.parse().expect("a number");
+                    let at = at - secs * 1000;
+                    aged.extend(["\"at_ms\":", &at.to_string(), rest]);
+                    found += 1;
+                }
+                std::fs::write(&path, aged).expect("written");
+            }
+        }
+    }
+    assert!(found > 0, "there is a journal");
+}
