@@ -221,7 +221,7 @@ async fn proxy() -> io::Result<()> {
     let sources = sluicegate::config::Sources { flags, env, cwd: dir.clone() };
     let loaded = sluicegate::config::load(&sources).map_err(|report| io::Error::other(report.to_string()))?;
     std::fs::remove_dir_all(&dir)?;
-    let server = sluicegate::app::Server::start(&loaded.config).await.map_err(io::Error::other)?;
+    let server = sluicegate::server::Server::start(&loaded.config).await.map_err(io::Error::other)?;
     println!("{}", server.listen[0]);
     std::future::pending::<()>().await;
     Ok(())

@@ -1,26 +1,22 @@
-//! Builds the parts from the configuration, binds the ports, runs until drained.
+//! Builds the parts from the configuration. Nothing listens yet: see `server`.
 
 use std::io;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{self, Admin};
+use crate::admin;
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
 use crate::protocol::{CORE_TODAY, KeyHeaders, Protocol};
-use crate::proxy::accept::{self, Accepted};
+use crate::proxy::accept;
 use crate::proxy::body::Bodies;
 use crate::proxy::create::idempotency::Idempotency;
 use crate::proxy::guard::Guard;
@@ -33,9 +29,6 @@ use crate::proxy::upstream::connect::{Connect, Network};
 use crate::proxy::upstream::target::Target;
 use crate::proxy::{Account, App, Worker, queue};
 use crate::state::State;
-
-/// After `server.drain_timeout`: the time to tell those who still wait.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Why the proxy does not start.
 #[derive(Debug, thiserror::Error)]
@@ -63,10 +56,10 @@ pub enum StartError {
     Io(#[from] io::Error),
 }
 
-/// All parts, no port open: what tests serve over memory, and [`Server`] over TCP.
+/// All parts, no port open: what tests serve over memory, and `Server` over TCP.
 pub struct Proxy {
-    worker: Arc<Worker>,
-    connector: Arc<dyn Connect>,
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) connector: Arc<dyn Connect>,
     header_timeout: Duration,
     state: Option<State>,
     background: JoinSet<()>,
@@ -107,6 +100,12 @@ impl Proxy {
         accept::connection(Arc::clone(&self.worker), io, self.header_timeout)
     }
 
+    /// Ends what runs beside requests and lets the state directory go.
+    pub(crate) fn stop(&mut self) {
+        self.background.abort_all();
+        drop(self.state.take());
+    }
+
     /// What is taken at this moment: all zero when nothing is under way.
     #[must_use]
     pub fn usage(&self) -> Usage {
@@ -117,7 +116,7 @@ impl Proxy {
             waiting: queues.iter().map(|queue| queue.waiting).sum(),
             jobs_live: queues.iter().map(|queue| queue.live).sum(),
             jobs_uncertain: app.jobs.uncertain(),
-            creates_running: app.tasks.len(),
+            tasks_running: app.tasks.len(),
             held_bytes: app.bodies.held_bytes(),
         }
     }
@@ -140,8 +139,8 @@ pub struct Usage {
     pub jobs_live: u32,
     /// Those of them held by creates of unknown outcome.
     pub jobs_uncertain: usize,
-    /// Creates whose task has not ended.
-    pub creates_running: usize,
+    /// Tasks that outlive their callers: creates, and looks at jobs.
+    pub tasks_running: usize,
     /// Bytes of request bodies.
     pub held_bytes: u64,
 }
@@ -219,7 +218,7 @@ fn build_accounts(config: &Config, state: Option<&State>, now: Instant) -> Resul
             None => {
                 let ring = match (state, &account.plan.requests) {
                     (Some(state), Some(requests)) => {
-                        Some(state.ring(&account.name, requests).map_err(StartError::State)?)
+                        Some(state.ring(&account.key, requests).map_err(StartError::State)?)
                     }
                     _ => None,
                 };
@@ -239,138 +238,6 @@ fn protocol(protocol: config::Protocol) -> &'static Protocol {
     match protocol {
         config::Protocol::CoreToday => &CORE_TODAY,
     }
-}
-
-/// A running proxy: ports open, workers on their threads.
-pub struct Server {
-    proxy: Proxy,
-    /// Where the data port listens.
-    pub listen: Vec<SocketAddr>,
-    /// Where the admin port listens.
-    pub admin: Option<SocketAddr>,
-    acceptors: JoinSet<()>,
-    ports: JoinSet<()>,
-    workers: Vec<JoinHandle<()>>,
-    /// Ends the workers at once, and what they serve with them.
-    stop: CancellationToken,
-    drain_timeout: Duration,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
-}
-
-impl Server {
-    /// Binds the ports, builds the parts, starts the workers. Nothing is opened when anything is wrong.
-    ///
-    /// # Errors
-    /// A port that is taken, and everything that [`Proxy::build`] refuses.
-    pub async fn start(config: &Config) -> Result<Self, StartError> {
-        let mut listeners = Vec::new();
-        for address in &config.server.listen {
-            listeners.push(bind("the data port", *address, "--listen or server.listen").await?);
-        }
-        let admin = bind_some("the admin port", config.admin.listen, "admin.listen").await?;
-        let health = bind_some("the health port", config.admin.health_listen, "admin.health_listen").await?;
-        let proxy = Proxy::build(config, Clock::system(), None)?;
-        let listen = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
-        let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
-
-        let stop = CancellationToken::new();
-        let (handed, workers) = start_workers(config, &proxy, &stop)?;
-        let places = Arc::new(Semaphore::new(config.server.max_connections.get().min(Semaphore::MAX_PERMITS)));
-        let mut acceptors = JoinSet::new();
-        for listener in listeners {
-            acceptors.spawn(accept::accept(listener, Arc::clone(&places), handed.clone()));
-        }
-        let mut ports = JoinSet::new();
-        let app = &proxy.worker.app;
-        for (listener, health_only) in
-            admin.into_iter().map(|port| (port, false)).chain(health.map(|port| (port, true)))
-        {
-            let guard = Guard::new(&config.server, &[listener.local_addr()?]);
-            ports.spawn(admin::serve(listener, Arc::new(Admin { app: Arc::clone(app), guard, health_only })));
-        }
-        let drain_timeout = config.server.drain_timeout;
-        Ok(Self { proxy, listen, admin: admin_address, acceptors, ports, workers, stop, drain_timeout })
-    }
-
-    /// The parts, for what shows them.
-    #[must_use]
-    pub fn proxy(&self) -> &Proxy {
-        &self.proxy
-    }
-
-    /// Stops accepting, finishes what is in flight for at most `server.drain_timeout`, and ends. Who still waits in a queue by then is
-    /// told so. True if all of it was finished.
-    pub async fn drain(mut self) -> bool {
-        let app = Arc::clone(&self.proxy.worker.app);
-        app.drain.cancel();
-        self.acceptors.abort_all();
-        while self.acceptors.join_next().await.is_some() {}
-        app.tasks.close();
-        let workers = std::mem::take(&mut self.workers);
-        let mut finished = std::pin::pin!(async {
-            app.tasks.wait().await;
-            let joined =
-                tokio::task::spawn_blocking(move || workers.into_iter().for_each(|worker| drop(worker.join())));
-            joined.await.is_ok()
-        });
-        let in_time = tokio::time::timeout(self.drain_timeout, finished.as_mut()).await.unwrap_or(false);
-        app.drained.cancel();
-        if !in_time && tokio::time::timeout(LAST_WORDS, finished.as_mut()).await.is_err() {
-            self.stop.cancel();
-            finished.await;
-        }
-        self.ports.abort_all();
-        self.proxy.background.abort_all();
-        drop(self.proxy.state.take());
-        in_time
-    }
-}
-
-async fn bind(what: &'static str, address: SocketAddr, change: &'static str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|error| StartError::Bind { what, address, change, error })
-}
-
-async fn bind_some(
-    what: &'static str,
-    address: Option<SocketAddr>,
-    change: &'static str,
-) -> Result<Option<TcpListener>, StartError> {
-    match address {
-        Some(address) => bind(what, address, change).await.map(Some),
-        None => Ok(None),
-    }
-}
-
-type Workers = (Vec<mpsc::UnboundedSender<Accepted>>, Vec<JoinHandle<()>>);
-
-fn start_workers(config: &Config, proxy: &Proxy, stop: &CancellationToken) -> io::Result<Workers> {
-    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-    let count = config.server.threads.unwrap_or(cores).get();
-    let (mut senders, mut threads) = (Vec::new(), Vec::new());
-    for number in 0..count {
-        // Unbounded, but never longer than `server.max_connections`: each entry holds a place.
-        let (sender, receiver) = mpsc::unbounded_channel();
-        let app = Arc::clone(&proxy.worker.app);
-        let worker = Arc::new(Worker { app, upstream: Upstream::new(Arc::clone(&proxy.connector)) });
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (header_timeout, stop) = (config.server.header_timeout, stop.clone());
-        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
-        threads.push(thread.spawn(move || {
-            runtime.block_on(stop.run_until_cancelled(async {
-                let tasks = worker.app.tasks.clone();
-                accept::work(worker, receiver, header_timeout).await;
-                // Creates of callers that have left run here too.
-                tasks.wait().await;
-            }));
-        })?);
-        senders.push(sender);
-    }
-    Ok((senders, threads))
 }
 
 impl App {

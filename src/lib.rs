@@ -11,6 +11,7 @@ mod metrics;
 pub mod mock;
 mod protocol;
 mod proxy;
+pub mod server;
 mod state;
 
 /// Opening connections to the upstream: what a test brings instead of a network.

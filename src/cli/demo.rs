@@ -9,9 +9,9 @@ use std::time::Duration;
 use clap::Args;
 use tokio::time::Instant;
 
-use crate::app::Server;
 use crate::config::{self, Config, Flags, Pacing, Plan, Requests, Sources};
 use crate::mock::{Mock, Options, Stats};
+use crate::server::Server;
 
 use self::callers::{Caller, Work};
 use self::oracle::Limits;

@@ -9,8 +9,8 @@ use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
-use crate::app::Server;
 use crate::config::{self, Config, Flags, Loaded};
+use crate::server::Server;
 
 use super::exports::{PLACEHOLDER, SDK_KEYS, base_urls};
 use super::signals::{Signals, Stop};

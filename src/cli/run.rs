@@ -2,8 +2,8 @@
 
 use std::io::IsTerminal;
 
-use crate::app::Server;
 use crate::config::{self, Config, Flags, Loaded, Plan};
+use crate::server::Server;
 
 use super::signals::Signals;
 use super::{Failure, base_url, complain, logging, say, start};

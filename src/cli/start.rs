@@ -1,7 +1,8 @@
 //! From flags to a running proxy, and back to none: what `run`, `exec` and `demo` share.
 
-use crate::app::{Server, StartError};
+use crate::app::StartError;
 use crate::config::{self, Config, Flags, Loaded, Sources};
+use crate::server::Server;
 
 use super::Failure;
 use super::signals::Signals;

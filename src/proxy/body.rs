@@ -21,6 +21,8 @@ use super::rejection::Rejection;
 pub(crate) const REPLAY_BYTES: u64 = 1 << 20;
 /// How far into a multipart body its `model` part is looked for.
 const MODEL_WITHIN_BYTES: usize = 64 * 1024;
+/// The place that a body of unknown length takes before it is read.
+const FIRST_BYTES: u64 = 1 << 20;
 /// The buffer is counted in these.
 const UNIT_BYTES: u64 = 1024;
 
@@ -28,6 +30,8 @@ const UNIT_BYTES: u64 = 1024;
 #[derive(Debug)]
 pub(crate) struct Bodies {
     buffer: Arc<Semaphore>,
+    /// One body of unknown length at a time may grow beyond `FIRST_BYTES`, so that two never wait for each other's place.
+    growing: Semaphore,
     buffer_bytes: u64,
     max_bytes: u64,
     idle: Duration,
@@ -51,7 +55,7 @@ impl Bodies {
     pub(crate) fn new(buffer_bytes: u64, max_bytes: u64, idle: Duration) -> Self {
         let units = usize::try_from(buffer_bytes.div_ceil(UNIT_BYTES)).unwrap_or(Semaphore::MAX_PERMITS);
         let buffer = Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)));
-        Self { buffer, buffer_bytes, max_bytes, idle }
+        Self { buffer, growing: Semaphore::new(1), buffer_bytes, max_bytes, idle }
     }
 
     /// Bytes of the buffer in use.
@@ -65,20 +69,25 @@ impl Bodies {
         if length == Some(0) {
             return Ok(Held::Whole(Bytes::new(), Place::default()));
         }
-        let mut place = self.place(length.unwrap_or(self.max_bytes)).await?;
+        let mut place = self.place(length.unwrap_or(FIRST_BYTES.min(self.max_bytes))).await?;
+        let mut growth = None;
         let mut reader = Reader { body, idle: self.idle };
         let mut whole = BytesMut::new();
         while let Some(data) = reader.data().await? {
-            if (whole.len() + data.len()) as u64 > self.max_bytes {
+            let read = (whole.len() + data.len()) as u64;
+            if read > self.max_bytes {
                 return Err(Rejection::BodyTooLarge { limit_bytes: self.max_bytes });
             }
             if whole.is_empty() && length == Some(data.len() as u64) {
                 return Ok(Held::Whole(data, Place(Some(place))));
             }
+            if length.is_none() && read > FIRST_BYTES && growth.is_none() {
+                growth = Some(self.growing.acquire().await.map_err(|_| Rejection::Draining)?);
+                place.merge(self.place(self.max_bytes - FIRST_BYTES).await?);
+            }
             whole.extend_from_slice(&data);
         }
-        let used = units(whole.len() as u64);
-        let spare = place.num_permits().saturating_sub(used as usize);
+        let spare = place.num_permits().saturating_sub(units(whole.len() as u64) as usize);
         drop(place.split(spare));
         Ok(Held::Whole(whole.freeze(), Place(Some(place))))
     }

@@ -47,6 +47,8 @@ struct Book {
     live: u32,
     /// Until when the upstream's refusal for too many jobs holds, unless a job ends before.
     no_room_until: Option<Instant>,
+    /// Such refusals in a row.
+    refused_for_jobs: u32,
     clients: Clients,
     line: Line<oneshot::Sender<Turn>>,
     wake_at: Option<Instant>,
@@ -151,6 +153,7 @@ impl Account {
                 jobs_limit: plan.concurrent_jobs.map(std::num::NonZeroU32::get),
                 live: 0,
                 no_room_until: None,
+                refused_for_jobs: 0,
                 clients: Clients(clients.collect()),
                 line: Line::new(&weights),
                 wake_at: None,
@@ -236,13 +239,20 @@ impl Account {
 
     /// A turn that spends nothing: the plan does not count this call.
     pub(crate) fn unmetered(self: &Arc<Self>, client: usize) -> Turn {
-        let permit =
-            Permit { account: Arc::clone(self), client, claim: Claim { probe: false }, stage: Stage::Unmetered };
+        let permit = Permit {
+            account: Arc::clone(self),
+            client,
+            claim: Claim { probe: false },
+            stage: Stage::Unmetered,
+            starts_job: false,
+        };
         Turn { permit, slot: None, seq: 0 }
     }
 
     fn make_turn(self: &Arc<Self>, ticket: Ticket, need: Need, claim: Claim) -> Turn {
-        let permit = Permit { account: Arc::clone(self), client: ticket.client, claim, stage: Stage::Reserved };
+        let starts_job = ticket.class == Class::Create;
+        let permit =
+            Permit { account: Arc::clone(self), client: ticket.client, claim, stage: Stage::Reserved, starts_job };
         let slot = (need == Need::Slot).then(|| Slot { account: Arc::clone(self), client: ticket.client });
         Turn { permit, slot, seq: ticket.seq }
     }
@@ -281,7 +291,11 @@ impl Account {
         let now = Instant::now();
         let mut book = self.book();
         let full = book.jobs_limit.is_some_and(|limit| book.live >= limit);
-        full && book.quota.used(now).is_none_or(|(used, limit)| used < limit)
+        match book.quota.used(now) {
+            // Without a rate there is nothing else to be over.
+            None => book.jobs_limit.is_some(),
+            Some((used, limit)) => full && used < limit,
+        }
     }
 
     /// True when creates wait for nothing but a job slot.

@@ -12,6 +12,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -32,16 +33,26 @@ const IDLE_FOR: Duration = Duration::from_secs(50);
 /// knowing whether it ran.
 const FRESH_FOR: Duration = Duration::from_secs(5);
 const MAX_IDLE: usize = 256;
+/// Requests on one HTTP/2 connection at a time: servers are asked to allow at least this many (RFC 9113 §6.5.2). One more would wait
+/// inside the connection, after its quota was spent.
+const MAX_STREAMS: usize = 100;
 
 /// A worker's connections to the upstream.
 pub(crate) struct Upstream {
     connector: Arc<dyn Connect>,
     idle: Pool,
-    h2: Mutex<Option<http2::SendRequest<SendBody>>>,
+    h2: Mutex<Vec<Multiplexed>>,
 }
 
 /// The newest at the back, and used first. Only this worker's thread takes the lock, which makes it free of waiting.
 type Pool = Arc<Mutex<VecDeque<Idle>>>;
+
+/// An HTTP/2 connection and its free streams.
+#[derive(Clone)]
+struct Multiplexed {
+    sender: http2::SendRequest<SendBody>,
+    streams: Arc<Semaphore>,
+}
 
 struct Idle {
     sender: http1::SendRequest<SendBody>,
@@ -60,7 +71,7 @@ impl Drop for Abort {
 
 impl Upstream {
     pub(crate) fn new(connector: Arc<dyn Connect>) -> Self {
-        Self { connector, idle: Arc::default(), h2: Mutex::new(None) }
+        Self { connector, idle: Arc::default(), h2: Mutex::default() }
     }
 
     /// A connection ready for one request. `fresh` refuses those that have been idle for a while.
@@ -83,8 +94,10 @@ impl Upstream {
                     tracing::debug!(%error, "HTTP/2 connection to the upstream ended");
                 }
             });
-            *self.h2.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender.clone());
-            return Ok(Connection(Kind::H2(sender)));
+            let shared = Multiplexed { sender, streams: Arc::new(Semaphore::new(MAX_STREAMS)) };
+            let connection = shared.stream().ok_or(Failure(Unreachable::Broken))?;
+            self.h2.lock().unwrap_or_else(PoisonError::into_inner).push(shared);
+            return Ok(connection);
         }
         let (sender, connection) = http1::handshake(io).await.map_err(|_| Failure(Unreachable::Broken))?;
         let task = tokio::spawn(async move {
@@ -97,9 +110,10 @@ impl Upstream {
     }
 
     fn pooled(&self, fresh: bool) -> Option<Connection> {
-        let h2 = self.h2.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = h2.as_ref().filter(|sender| sender.is_ready()) {
-            return Some(Connection(Kind::H2(sender.clone())));
+        let mut h2 = self.h2.lock().unwrap_or_else(PoisonError::into_inner);
+        h2.retain(|shared| shared.sender.is_ready());
+        if let Some(connection) = h2.iter().find_map(Multiplexed::stream) {
+            return Some(connection);
         }
         drop(h2);
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -117,12 +131,20 @@ impl Upstream {
     }
 }
 
+impl Multiplexed {
+    /// A stream for one request, if there is one.
+    fn stream(&self) -> Option<Connection> {
+        let stream = Arc::clone(&self.streams).try_acquire_owned().ok()?;
+        Some(Connection(Kind::H2(self.sender.clone(), stream)))
+    }
+}
+
 /// A connection ready for one request.
 pub(crate) struct Connection(Kind);
 
 enum Kind {
     H1(Lease),
-    H2(http2::SendRequest<SendBody>),
+    H2(http2::SendRequest<SendBody>, OwnedSemaphorePermit),
 }
 
 /// Why there is no response head.
@@ -137,21 +159,21 @@ pub(crate) enum SendError {
 impl Connection {
     /// True where requests carry the authority in the target (RFC 9113 §8.3.1).
     pub(crate) fn is_h2(&self) -> bool {
-        matches!(self.0, Kind::H2(_))
+        matches!(self.0, Kind::H2(..))
     }
 
     /// Sends one request and waits for the head of its answer.
     pub(crate) async fn send(self, request: Request<SendBody>) -> Result<(Response<Incoming>, Return), SendError> {
         match self.0 {
             Kind::H1(mut lease) => match lease.sender.try_send_request(request).await {
-                Ok(response) => Ok((response, Return(Some(lease)))),
+                Ok(response) => Ok((response, Return(Kind::H1(lease)))),
                 Err(mut error) => Err(match error.take_message() {
                     Some(request) => SendError::Unsent(request.into_body()),
                     None => SendError::Silent(error.into_error()),
                 }),
             },
-            Kind::H2(mut sender) => match sender.try_send_request(request).await {
-                Ok(response) => Ok((response, Return(None))),
+            Kind::H2(mut sender, stream) => match sender.try_send_request(request).await {
+                Ok(response) => Ok((response, Return(Kind::H2(sender, stream)))),
                 Err(mut error) => Err(match error.take_message() {
                     Some(request) => SendError::Unsent(request.into_body()),
                     None => SendError::Silent(error.into_error()),
@@ -168,12 +190,12 @@ struct Lease {
 }
 
 /// What becomes of the connection after the answer: `whole` gives it back, drop closes it (the answer was cut, or nobody reads it).
-pub(crate) struct Return(Option<Lease>);
+pub(crate) struct Return(Kind);
 
 impl Return {
     /// The answer's body has ended as it should.
     pub(crate) fn whole(self) {
-        let Some(lease) = self.0 else { return };
+        let Kind::H1(lease) = self.0 else { return };
         if lease.sender.is_closed() {
             return;
         }

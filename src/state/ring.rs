@@ -174,7 +174,7 @@ fn parse(bytes: &[u8], boot: &[u8]) -> (Earlier, u64) {
 }
 
 /// FNV-1a, 32 bits: finds a torn entry, no more is asked of it.
-pub(crate) fn checksum(bytes: &[u8]) -> u32 {
+fn checksum(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 

@@ -11,9 +11,10 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use sluicegate::app::{Server, Usage};
+use sluicegate::app::Usage;
 use sluicegate::config::{self, Config, Flags, Sources};
 use sluicegate::mock::{Fault, Mock, Options, RunTime};
+use sluicegate::server::Server;
 use tokio::process::Command;
 
 const KEY: &str = "cdt_test_key_of_the_account";
@@ -223,13 +224,13 @@ impl Stage {
     async fn idle(&self) -> Usage {
         let mut usage = self.server.proxy().usage();
         for _ in 0..200 {
-            if usage.in_flight == 0 && usage.creates_running == 0 {
+            if usage.in_flight == 0 && usage.tasks_running == 0 {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
             usage = self.server.proxy().usage();
         }
-        assert_eq!((usage.in_flight, usage.creates_running, usage.waiting), (0, 0, 0));
+        assert_eq!((usage.in_flight, usage.tasks_running, usage.waiting), (0, 0, 0));
         usage
     }
 

@@ -238,7 +238,7 @@ async fn a_caller_that_hangs_up_loses_no_job() {
     call.abort();
     sleep(Duration::from_secs(6)).await;
     let usage = site.proxy.usage();
-    assert_eq!((usage.in_flight, usage.creates_running, usage.jobs_live), (0, 0, 1));
+    assert_eq!((usage.in_flight, usage.tasks_running, usage.jobs_live), (0, 0, 1));
     assert_eq!(usage.jobs_uncertain, 0, "the job is known by its id");
 }
 

@@ -16,10 +16,11 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use serde_json::{Value, json};
-use sluicegate::app::{Proxy, Server, Usage};
+use sluicegate::app::{Proxy, Usage};
 use sluicegate::clock::Clock;
 use sluicegate::connect::{Connect, Connected, Connecting, Failure};
 use sluicegate::mock::{Mock, Options};
+use sluicegate::server::Server;
 use tokio::io::{DuplexStream, duplex};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -142,7 +143,7 @@ impl Site {
 
 /// What an idle proxy holds.
 pub const NOTHING: Usage =
-    Usage { in_flight: 0, waiting: 0, jobs_live: 0, jobs_uncertain: 0, creates_running: 0, held_bytes: 0 };
+    Usage { in_flight: 0, waiting: 0, jobs_live: 0, jobs_uncertain: 0, tasks_running: 0, held_bytes: 0 };
 
 /// The way from the proxy to the mock.
 pub struct Wires {

@@ -23,26 +23,22 @@ const LOOK_WAITS: Duration = Duration::from_secs(60);
 pub(crate) struct Looker(pub(crate) Arc<Worker>);
 
 impl Look for Looker {
-    async fn look(&self, id: String, owner: Owner) {
+    async fn look(&self, id: String, owner: Owner) -> bool {
         let app = &self.0.app;
         let (mut head, ()) = Request::new(()).into_parts();
-        let Ok(uri) = app.protocol.status_path(&id).parse() else {
-            return;
-        };
+        let Ok(uri) = app.protocol.status_path(&id).parse() else { return true };
         head.uri = uri;
         let call = Call::look(&id);
-        let Ok(head) = app.outbound(&call, owner.account, head) else {
-            return;
-        };
+        let Ok(head) = app.outbound(&call, owner.account, head) else { return true };
         let (account, client) = (owner.account, owner.client);
         let queue = &app.accounts[account].queue;
         let ask = Ask { client, class: call.class, slot: false, again: None, deadline: Instant::now() + LOOK_WAITS };
         let turn = tokio::select! {
             turn = queue.turn(ask) => turn,
             // Nobody needs to know any more, and the drain waits for us.
-            () = app.drain.cancelled() => return,
+            () = app.drain.cancelled() => return false,
         };
-        let Ok(turn) = turn else { return };
+        let Ok(turn) = turn else { return false };
         let body = Held::Whole(Bytes::new(), Place::default());
         let sending =
             Sending { worker: &self.0, call: &call, account, client, head, held: body, pending: None, caller: None };
@@ -53,6 +49,7 @@ impl Look for Looker {
             }
             Err(Unanswered { rejection: error, .. }) => tracing::debug!(job = id, %error, "a look at a job failed"),
         }
+        true
     }
 
     fn starved(&self, owner: Owner) -> bool {

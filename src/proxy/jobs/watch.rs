@@ -57,8 +57,8 @@ fn next(times: Times, starved: bool, now: Instant) -> Next {
 
 /// What the watch needs from the rest of the proxy: one status request through the queue, whose answer reaches `Jobs::saw_status`.
 pub(crate) trait Look: Send + Sync + 'static {
-    /// Looks once; returns when the answer was seen or will not come.
-    fn look(&self, id: String, owner: Owner) -> impl Future<Output = ()> + Send;
+    /// Looks once; returns when the answer was seen or will not come. False if there was no turn for it.
+    fn look(&self, id: String, owner: Owner) -> impl Future<Output = bool> + Send;
     /// True when creates of this account wait for nothing but a slot.
     fn starved(&self, owner: Owner) -> bool;
 }
@@ -114,8 +114,8 @@ impl Jobs {
         };
         let (jobs, look) = (Arc::clone(self), Arc::clone(look));
         tasks.spawn(async move {
-            look.look(id.clone(), owner).await;
-            if last {
+            let looked = look.look(id.clone(), owner).await;
+            if last && looked {
                 jobs.end(&id, "expired");
             } else {
                 let now = Instant::now();

@@ -83,6 +83,8 @@ struct Lane<T> {
     weight: u32,
     credit: u32,
     place: Place,
+    /// It has an entry in `for_slot`, perhaps of an earlier wait: it keeps that place.
+    noted: bool,
 }
 
 /// Waiters of one account.
@@ -111,7 +113,14 @@ impl<T> Line<T> {
         let lanes = weights.iter().map(|weight| {
             let weight = u64::from(*weight) * u64::from(MOST_TURNS) / u64::from(largest);
             let weight = u32::try_from(weight).unwrap_or(MOST_TURNS).max(1);
-            Lane { waiting: Default::default(), passed: [0; 4], weight, credit: weight, place: Place::Idle }
+            Lane {
+                waiting: Default::default(),
+                passed: [0; 4],
+                weight,
+                credit: weight,
+                place: Place::Idle,
+                noted: false,
+            }
         });
         Self {
             lanes: lanes.collect(),
@@ -248,6 +257,7 @@ impl<T> Line<T> {
                 return false;
             }
             self.for_slot.pop_front();
+            self.lanes[client].noted = false;
             if waits {
                 // In front, for it has waited longest.
                 self.lanes[client].place = Place::Ring;
@@ -267,7 +277,11 @@ impl<T> Line<T> {
         self.ring.pop_front();
         self.lanes[client].place = place;
         match place {
-            Place::Slot => self.for_slot.push_back(client),
+            Place::Slot => {
+                if !std::mem::replace(&mut self.lanes[client].noted, true) {
+                    self.for_slot.push_back(client);
+                }
+            }
             Place::Rate(at) => self.for_rate.push(Reverse((at, client))),
             Place::Idle | Place::OwnSlot | Place::Ring => {}
         }

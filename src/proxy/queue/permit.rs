@@ -12,7 +12,7 @@ use super::Account;
 
 /// After a refusal for too many jobs, when one of ours can end, the next try comes no later than this.
 const LONGEST_WITHOUT_ROOM: Duration = Duration::from_secs(30);
-/// The same, when none of ours is live and the refusal names no time.
+/// The same, when none of ours is live: doubled with each such refusal in a row.
 const WITHOUT_ROOM_UNTOLD: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +31,8 @@ pub(crate) struct Permit {
     pub(super) client: usize,
     pub(super) claim: Claim,
     pub(super) stage: Stage,
+    /// It is a create's.
+    pub(super) starts_job: bool,
 }
 
 impl Permit {
@@ -78,8 +80,13 @@ impl Permit {
             if refused == Some(Refused::Jobs) {
                 // The refused create's own slot is one of `live`.
                 let others = book.live > 1;
-                let wait = feedback.retry_after.unwrap_or(WITHOUT_ROOM_UNTOLD);
-                book.no_room_until = Some(now + if others { LONGEST_WITHOUT_ROOM.max(wait) } else { wait });
+                let grown =
+                    WITHOUT_ROOM_UNTOLD.saturating_mul(1 << book.refused_for_jobs.min(5)).min(LONGEST_WITHOUT_ROOM);
+                let least = if others { LONGEST_WITHOUT_ROOM } else { grown };
+                book.no_room_until = Some(now + least.max(feedback.retry_after.unwrap_or_default()));
+                book.refused_for_jobs += 1;
+            } else if refused.is_none() && self.starts_job {
+                book.refused_for_jobs = 0;
             }
         });
         switched

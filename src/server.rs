@@ -1,0 +1,156 @@
+//! Ports, workers and the drain: a proxy that runs.
+
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Admin};
+use crate::app::{Proxy, StartError};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::proxy::Worker;
+use crate::proxy::accept::{self, Accepted};
+use crate::proxy::guard::Guard;
+use crate::proxy::upstream::Upstream;
+
+/// After `server.drain_timeout`: the time to tell those who still wait.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// A running proxy: ports open, workers on their threads.
+pub struct Server {
+    proxy: Proxy,
+    /// Where the data port listens.
+    pub listen: Vec<SocketAddr>,
+    /// Where the admin port listens.
+    pub admin: Option<SocketAddr>,
+    acceptors: JoinSet<()>,
+    ports: JoinSet<()>,
+    workers: Vec<JoinHandle<()>>,
+    /// Ends the workers at once, and what they serve with them.
+    stop: CancellationToken,
+    drain_timeout: Duration,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Server {
+    /// Binds the ports, builds the parts, starts the workers. Nothing is opened when anything is wrong.
+    ///
+    /// # Errors
+    /// A port that is taken, and everything that [`Proxy::build`] refuses.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let mut listeners = Vec::new();
+        for address in &config.server.listen {
+            listeners.push(bind("the data port", *address, "--listen or server.listen").await?);
+        }
+        let admin = bind_some("the admin port", config.admin.listen, "admin.listen").await?;
+        let health = bind_some("the health port", config.admin.health_listen, "admin.health_listen").await?;
+        let proxy = Proxy::build(config, Clock::system(), None)?;
+        let listen = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+        let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
+
+        let stop = CancellationToken::new();
+        let (handed, workers) = start_workers(config, &proxy, &stop)?;
+        let places = Arc::new(Semaphore::new(config.server.max_connections.get().min(Semaphore::MAX_PERMITS)));
+        let mut acceptors = JoinSet::new();
+        for listener in listeners {
+            acceptors.spawn(accept::accept(listener, Arc::clone(&places), handed.clone()));
+        }
+        let mut ports = JoinSet::new();
+        let app = &proxy.worker.app;
+        for (listener, health_only) in
+            admin.into_iter().map(|port| (port, false)).chain(health.map(|port| (port, true)))
+        {
+            let guard = Guard::new(&config.server, &[listener.local_addr()?]);
+            ports.spawn(admin::serve(listener, Arc::new(Admin { app: Arc::clone(app), guard, health_only })));
+        }
+        let drain_timeout = config.server.drain_timeout;
+        Ok(Self { proxy, listen, admin: admin_address, acceptors, ports, workers, stop, drain_timeout })
+    }
+
+    /// The parts, for what shows them.
+    #[must_use]
+    pub fn proxy(&self) -> &Proxy {
+        &self.proxy
+    }
+
+    /// Stops accepting, finishes what is in flight for at most `server.drain_timeout`, and ends. Who still waits in a queue by then is
+    /// told so. True if all of it was finished.
+    pub async fn drain(mut self) -> bool {
+        let app = Arc::clone(&self.proxy.worker.app);
+        app.drain.cancel();
+        self.acceptors.abort_all();
+        while self.acceptors.join_next().await.is_some() {}
+        app.tasks.close();
+        let workers = std::mem::take(&mut self.workers);
+        let mut finished = std::pin::pin!(async {
+            app.tasks.wait().await;
+            let joined =
+                tokio::task::spawn_blocking(move || workers.into_iter().for_each(|worker| drop(worker.join())));
+            joined.await.is_ok()
+        });
+        let in_time = tokio::time::timeout(self.drain_timeout, finished.as_mut()).await.unwrap_or(false);
+        app.drained.cancel();
+        if !in_time && tokio::time::timeout(LAST_WORDS, finished.as_mut()).await.is_err() {
+            self.stop.cancel();
+            finished.await;
+        }
+        self.ports.abort_all();
+        self.proxy.stop();
+        in_time
+    }
+}
+
+async fn bind(what: &'static str, address: SocketAddr, change: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|error| StartError::Bind { what, address, change, error })
+}
+
+async fn bind_some(
+    what: &'static str,
+    address: Option<SocketAddr>,
+    change: &'static str,
+) -> Result<Option<TcpListener>, StartError> {
+    match address {
+        Some(address) => bind(what, address, change).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+type Workers = (Vec<mpsc::UnboundedSender<Accepted>>, Vec<JoinHandle<()>>);
+
+fn start_workers(config: &Config, proxy: &Proxy, stop: &CancellationToken) -> io::Result<Workers> {
+    let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let count = config.server.threads.unwrap_or(cores).get();
+    let (mut senders, mut threads) = (Vec::new(), Vec::new());
+    for number in 0..count {
+        // Unbounded, but never longer than `server.max_connections`: each entry holds a place.
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let app = Arc::clone(&proxy.worker.app);
+        let worker = Arc::new(Worker { app, upstream: Upstream::new(Arc::clone(&proxy.connector)) });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (header_timeout, stop) = (config.server.header_timeout, stop.clone());
+        let thread = std::thread::Builder::new().name(format!("worker-{number}"));
+        threads.push(thread.spawn(move || {
+            runtime.block_on(stop.run_until_cancelled(async {
+                let tasks = worker.app.tasks.clone();
+                accept::work(worker, receiver, header_timeout).await;
+                // Creates of callers that have left run here too.
+                tasks.wait().await;
+            }));
+        })?);
+        senders.push(sender);
+    }
+    Ok((senders, threads))
+}
