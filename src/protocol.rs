@@ -34,8 +34,10 @@ pub(crate) struct Protocol {
     job_prefix: &'static str,
     /// Where the id is, first match first.
     ids: &'static [&'static str],
-    /// Statuses that end a job, lower case. Anything else is running.
-    ended: &'static [&'static str],
+    /// Statuses that end a job, in any case. Anything else is running.
+    succeeded: &'static [&'static str],
+    failed: &'static [&'static str],
+    cancelled: &'static [&'static str],
 }
 
 /// `api.core.today`.
@@ -43,7 +45,9 @@ pub(crate) static CORE_TODAY: Protocol = Protocol {
     creates: &[("/v1/predictions", Create::Json), ("/v1/predictions/upload", Create::Multipart)],
     job_prefix: "/v1/predictions/",
     ids: &["job_id", "id"],
-    ended: &["succeeded", "completed", "failed", "cancelled", "canceled"],
+    succeeded: &["succeeded", "completed"],
+    failed: &["failed"],
+    cancelled: &["cancelled", "canceled"],
 };
 
 impl Protocol {
@@ -82,12 +86,14 @@ impl Protocol {
         });
         let text = |name| object.get(name).and_then(Value::as_str).map(str::to_owned);
         let status = text("status");
-        let ended = status.as_deref().is_some_and(|status| self.ends(status));
+        let ended = status.as_deref().and_then(|status| self.end(status));
         Some(JobAnswer { id, status, ended })
     }
 
-    fn ends(&self, status: &str) -> bool {
-        self.ended.iter().any(|word| word.eq_ignore_ascii_case(status.trim()))
+    fn end(&self, status: &str) -> Option<End> {
+        let is_in = |words: &[&str]| words.iter().any(|word| word.eq_ignore_ascii_case(status.trim()));
+        let ends = [(self.succeeded, End::Succeeded), (self.failed, End::Failed), (self.cancelled, End::Cancelled)];
+        ends.into_iter().find(|(words, _)| is_in(words)).map(|(_, end)| end)
     }
 }
 
@@ -97,7 +103,32 @@ pub(crate) struct JobAnswer {
     pub(crate) id: Option<String>,
     /// As the upstream spells it.
     pub(crate) status: Option<String>,
-    pub(crate) ended: bool,
+    pub(crate) ended: Option<End>,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Succeeded,
+    Failed,
+    Cancelled,
+    /// The upstream knows it no longer (404, 410).
+    Gone,
+    /// It was older than `jobs.max_age`: nobody knows.
+    Expired,
+}
+
+impl End {
+    /// The word in logs and metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::Gone => "gone",
+            Self::Expired => "expired",
+        }
+    }
 }
 
 /// Whose error form and whose key header a path wants.
@@ -176,13 +207,13 @@ mod tests {
         let read = |text: &str| CORE_TODAY.read(text.as_bytes());
         let answer =
             |id: &str, status: &str, ended| Some(JobAnswer { id: Some(id.into()), status: Some(status.into()), ended });
-        assert_eq!(read(r#"{"id":"a","status":"Succeeded"}"#), answer("a", "Succeeded", true));
-        assert_eq!(read(r#"{"job_id":"b","id":"x","status":"processing"}"#), answer("b", "processing", false));
+        assert_eq!(read(r#"{"id":"a","status":"Succeeded"}"#), answer("a", "Succeeded", Some(End::Succeeded)));
+        assert_eq!(read(r#"{"job_id":"b","id":"x","status":"processing"}"#), answer("b", "processing", None));
         assert_eq!(
             read(r#"{"success":true,"data":{"job_id":"c","status":"CANCELED"}}"#),
-            answer("c", "CANCELED", true)
+            answer("c", "CANCELED", Some(End::Cancelled))
         );
-        assert_eq!(read(r#"{"id":12,"status":"odd words"}"#), answer("12", "odd words", false));
+        assert_eq!(read(r#"{"id":12,"status":"odd words"}"#), answer("12", "odd words", None));
         assert_eq!(read("[1]"), None);
         assert_eq!(read("half {"), None);
     }

@@ -9,6 +9,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 use http::StatusCode;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::config;
-use crate::protocol::Protocol;
+use crate::protocol::{End, Protocol};
 use crate::state::journal::{Journal, Known, Origin, unix_ms};
 
 use super::queue::{Account, Slot};
@@ -45,8 +46,24 @@ pub(crate) struct Owner {
     pub(crate) client: usize,
 }
 
+/// The end of a job, for those who settle credits or deliver webhooks.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    pub(crate) id: String,
+    pub(crate) owner: Owner,
+    /// The number that the create had before it had an id.
+    pub(crate) number: u64,
+    pub(crate) end: End,
+    /// The upstream's last answer about the job, where it is what told of the end.
+    pub(crate) answer: Option<Bytes>,
+}
+
+/// Told of every end, exactly once a job, in the thread that saw it. It must not wait.
+pub(crate) type Observer = Box<dyn Fn(&Ended) + Send + Sync>;
+
 struct Job {
     owner: Owner,
+    number: u64,
     model: Arc<str>,
     slot: Option<Slot>,
     started: Instant,
@@ -75,6 +92,7 @@ pub(crate) struct Jobs {
     /// Names by index, for the journal.
     accounts: Vec<String>,
     clients: Vec<String>,
+    observers: Vec<Observer>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -119,7 +137,13 @@ impl Jobs {
             clock,
             accounts,
             clients,
+            observers: Vec::new(),
         }
+    }
+
+    /// Tells `observer` of every job's end from now on.
+    pub(crate) fn observe(&mut self, observer: Observer) {
+        self.observers.push(observer);
     }
 
     /// Takes up what an earlier process left. Jobs of accounts or clients that are gone from the configuration go to the default ones.
@@ -137,6 +161,7 @@ impl Jobs {
             let slot = accounts[owner.account].adopt(owner.client);
             let job = Job {
                 owner,
+                number: 0,
                 model: origin.model.into(),
                 slot: Some(slot),
                 started,
@@ -189,11 +214,11 @@ impl Jobs {
         id: &str,
         asker: (Owner, &Arc<Account>),
         status: StatusCode,
-        body: &[u8],
+        body: &Bytes,
         by_client: bool,
     ) {
         if status == StatusCode::NOT_FOUND || status == StatusCode::GONE {
-            return self.end(id, "gone");
+            return self.end(id, End::Gone, "gone", None);
         }
         if !status.is_success() {
             return;
@@ -206,8 +231,8 @@ impl Jobs {
             tracing::warn!(job = id, "a status answer names another job: passed on, the job is kept");
             return;
         }
-        if answer.ended {
-            return self.end(id, answer.status.as_deref().unwrap_or("ended"));
+        if let Some(end) = answer.ended {
+            return self.end(id, end, answer.status.as_deref().unwrap_or(end.name()), Some(body));
         }
         let now = Instant::now();
         if let Some(mut job) = self.table.get_mut(id) {
@@ -221,7 +246,8 @@ impl Jobs {
         if answer.status.is_some() {
             // Started past this proxy, or before it knew: the upstream counts it, so we do.
             let (owner, account) = asker;
-            self.insert(id, owner, "unknown".into(), account.adopt(owner.client), answer.status.unwrap_or_default());
+            let slot = account.adopt(owner.client);
+            self.insert(id, owner, 0, "unknown".into(), slot, answer.status.unwrap_or_default());
             if let Some(journal) = &self.journal {
                 journal.seen(id, self.origin(owner, "unknown"));
             }
@@ -229,18 +255,18 @@ impl Jobs {
     }
 
     /// An answer to a cancel request.
-    pub(crate) fn saw_cancel(&self, id: &str, status: StatusCode, body: &[u8]) {
+    pub(crate) fn saw_cancel(&self, id: &str, status: StatusCode, body: &Bytes) {
         let gone = status == StatusCode::NOT_FOUND || status == StatusCode::GONE;
         // The shape of a successful answer is not documented: only a status that says otherwise keeps the job.
-        let runs_on = self.protocol.read(body).is_some_and(|answer| answer.status.is_some() && !answer.ended);
+        let runs_on = self.protocol.read(body).is_some_and(|answer| answer.status.is_some() && answer.ended.is_none());
         if gone || (status.is_success() && !runs_on) {
-            self.end(id, "cancelled");
+            self.end(id, End::Cancelled, "cancelled", Some(body).filter(|_| !gone));
         }
     }
 
-    fn insert(&self, id: &str, owner: Owner, model: Arc<str>, slot: Slot, status: String) {
+    fn insert(&self, id: &str, owner: Owner, number: u64, model: Arc<str>, slot: Slot, status: String) {
         let now = Instant::now();
-        let job = Job { owner, model, slot: Some(slot), started: now, status, seen: now, looks: 0 };
+        let job = Job { owner, number, model, slot: Some(slot), started: now, status, seen: now, looks: 0 };
         let doubled = match self.table.entry(id.to_owned()) {
             Entry::Occupied(mut known) if known.get().slot.is_some() => {
                 // The same id again: it is one job, and the slot it holds is enough.
@@ -268,19 +294,19 @@ impl Jobs {
     }
 
     /// The job holds its slot no longer.
-    fn end(&self, id: &str, status: &str) {
-        let slot = self.table.get_mut(id).and_then(|mut job| {
+    fn end(&self, id: &str, end: End, status: &str, answer: Option<&Bytes>) {
+        let ended = self.table.get_mut(id).and_then(|mut job| {
             status.clone_into(&mut job.status);
-            job.slot.take()
+            Some((job.slot.take()?, job.owner, job.number))
         });
-        if slot.is_none() {
-            return;
-        }
+        let Some((slot, owner, number)) = ended else { return };
+        let ended = Ended { id: id.to_owned(), owner, number, end, answer: answer.cloned() };
+        self.observers.iter().for_each(|observer| observer(&ended));
         if let Some(journal) = &self.journal {
             journal.ended(id);
         }
         drop(slot);
-        tracing::debug!(job = id, status, "job ended");
+        tracing::debug!(job = id, status, end = end.name(), "job ended");
         self.schedule(Instant::now() + REMEMBERED, Due::Forget(id.to_owned()));
     }
 

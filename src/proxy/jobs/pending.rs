@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::StatusCode;
 
 use crate::proxy::queue::Slot;
@@ -69,7 +70,7 @@ impl Pending {
     }
 
     /// The upstream's final answer.
-    pub(crate) fn settle(mut self, status: StatusCode, body: &[u8]) -> Charge {
+    pub(crate) fn settle(mut self, status: StatusCode, body: &Bytes) -> Charge {
         if status.is_success() {
             let answer = self.jobs.protocol.read(body);
             let Some((id, answer)) = answer.and_then(|answer| Some((answer.id.clone()?, answer))) else {
@@ -84,9 +85,9 @@ impl Pending {
                 journal.started(self.n, &id);
             }
             let status = answer.status.unwrap_or_else(|| "accepted".into());
-            self.jobs.insert(&id, self.owner, Arc::clone(&self.model), slot, status.clone());
-            if answer.ended {
-                self.jobs.end(&id, &status);
+            self.jobs.insert(&id, self.owner, self.n, Arc::clone(&self.model), slot, status.clone());
+            if let Some(end) = answer.ended {
+                self.jobs.end(&id, end, &status, Some(body));
             }
             return Charge::Accepted;
         }

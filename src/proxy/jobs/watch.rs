@@ -10,6 +10,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use crate::protocol::End;
+
 use super::{Due, Jobs, Owner};
 
 /// The first interval for models that the configuration does not name.
@@ -116,7 +118,7 @@ impl Jobs {
         tasks.spawn(async move {
             let looked = look.look(id.clone(), owner).await;
             if last && looked {
-                jobs.end(&id, "expired");
+                jobs.end(&id, End::Expired, "expired", None);
             } else {
                 let now = Instant::now();
                 jobs.schedule(now + recheck(poll, times.looks), Due::Look(id));
