@@ -1,4 +1,4 @@
-//! The operator's port: liveness, readiness, metrics, status and jobs. Reads only; nothing here changes state.
+//! The operator's port: liveness, readiness, metrics, status, jobs and webhooks. No GET changes state; the one POST replays a webhook.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -20,6 +20,9 @@ use crate::proxy::guard::Guard;
 use crate::proxy::rejection::Rejection;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The most webhooks in one answer.
+const WEBHOOKS_SHOWN: u32 = 1_000;
 
 /// One admin port.
 pub(crate) struct Admin {
@@ -45,7 +48,7 @@ pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
         connections.spawn(async move {
             let service = service_fn(move |request| {
                 let admin = Arc::clone(&admin);
-                async move { Ok::<_, Infallible>(admin.answer(request)) }
+                async move { Ok::<_, Infallible>(admin.answer(request).await) }
             });
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
@@ -56,12 +59,15 @@ pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
 }
 
 impl Admin {
-    fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let (head, _) = request.into_parts();
         if !self.health_only
             && let Err(rejection) = self.guard.check(&head)
         {
             return rejection.response(Family::Native).map(Full::new);
+        }
+        if let Some(id) = replayed(head.uri.path()).filter(|_| head.method == Method::POST && !self.health_only) {
+            return replay(&self.app, id).await;
         }
         if head.method != Method::GET && head.method != Method::HEAD {
             return Rejection::MethodRefused("other than GET").response(Family::Native).map(Full::new);
@@ -78,12 +84,34 @@ impl Admin {
             ("/api/v1/jobs", false) => {
                 text(StatusCode::OK, "application/json", json!({"jobs": app.jobs.views()}).to_string())
             }
+            ("/api/v1/webhooks", false) => webhooks(app, head.uri.query() == Some("state=dead")).await,
             _ => text(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "nothing here: /livez /readyz /metrics /api/v1/status /api/v1/jobs\n",
+                "nothing here: /livez /readyz /metrics /api/v1/status /api/v1/jobs /api/v1/webhooks\n",
             ),
         }
+    }
+}
+
+/// The newest webhooks, or the newest of those that were given up.
+async fn webhooks(app: &App, dead: bool) -> Response<Full<Bytes>> {
+    match app.ledger.webhooks(dead, WEBHOOKS_SHOWN).await {
+        Ok(webhooks) => text(StatusCode::OK, "application/json", json!({"webhooks": webhooks}).to_string()),
+        Err(error) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n")),
+    }
+}
+
+/// The webhook that `/api/v1/webhooks/{id}/replay` names.
+fn replayed(path: &str) -> Option<i64> {
+    path.strip_prefix("/api/v1/webhooks/")?.strip_suffix("/replay")?.parse().ok()
+}
+
+async fn replay(app: &App, id: i64) -> Response<Full<Bytes>> {
+    match app.webhooks.replay(id).await {
+        Ok(true) => text(StatusCode::ACCEPTED, "text/plain", "it is tried again\n"),
+        Ok(false) => text(StatusCode::NOT_FOUND, "text/plain", "no undelivered webhook has this number\n"),
+        Err(error) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n")),
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,8 @@ use crate::proxy::upstream::connect::{Connect, Network};
 use crate::proxy::upstream::target::Target;
 use crate::proxy::{Account, App, Worker, queue};
 use crate::state::State;
+use crate::webhooks::send::{Dial, Outward};
+use crate::webhooks::{self, Webhooks, deliver, receive};
 
 /// Why the proxy does not start.
 #[derive(Debug, thiserror::Error)]
@@ -67,13 +70,32 @@ pub struct Proxy {
     background: JoinSet<()>,
 }
 
+/// What is around the parts: the network, which tests replace, and our own ports.
+#[derive(Default)]
+pub struct Surroundings {
+    /// Connects to the upstream.
+    pub connector: Option<Arc<dyn Connect>>,
+    /// Connects to the receivers of webhooks.
+    pub dial: Option<Arc<dyn Dial>>,
+    /// Ports that no webhook is delivered to.
+    pub ours: Vec<SocketAddr>,
+}
+
 impl Proxy {
     /// Builds the parts and starts what runs beside requests, on the current runtime. `connector` replaces the network in tests.
     ///
     /// # Errors
     /// When the state directory is taken or damaged, or two accounts share a key but not a plan.
     pub fn build(config: &Config, clock: Clock, connector: Option<Arc<dyn Connect>>) -> Result<Self, StartError> {
-        let connector = match connector {
+        Self::build_in(config, clock, Surroundings { connector, ..Surroundings::default() })
+    }
+
+    /// As `build`, among these.
+    ///
+    /// # Errors
+    /// As `build`.
+    pub fn build_in(config: &Config, clock: Clock, around: Surroundings) -> Result<Self, StartError> {
+        let connector = match around.connector {
             Some(connector) => connector,
             None => {
                 Arc::new(Network::new(&config.upstream.url, config.upstream.http2, config.upstream.connect_timeout)?)
@@ -83,7 +105,8 @@ impl Proxy {
             config::State::Memory => None,
             config::State::Local(path) => Some(State::open(path).map_err(StartError::State)?),
         };
-        let app = Arc::new(build_app(config, clock, state.as_ref())?);
+        let (app, webhooks) = build_app(config, clock, state.as_ref(), around.ours)?;
+        let app = Arc::new(app);
         let worker = Arc::new(Worker { app: Arc::clone(&app), upstream: Upstream::new(Arc::clone(&connector)) });
         let mut background = JoinSet::new();
         for queue in app.queues() {
@@ -91,6 +114,8 @@ impl Proxy {
         }
         let looker = Arc::new(Looker(Arc::clone(&worker)));
         background.spawn(Arc::clone(&app.jobs).watch(looker, app.tasks.clone()));
+        let dial = around.dial.unwrap_or_else(|| Arc::new(Outward::default()));
+        background.spawn(deliver::run(Arc::clone(&app.webhooks), dial, webhooks));
         Ok(Self { worker, connector, header_timeout: config.server.header_timeout, state, background })
     }
 
@@ -100,6 +125,14 @@ impl Proxy {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         accept::connection(Arc::clone(&self.worker), io, self.header_timeout)
+    }
+
+    /// Serves one connection of the upstream's own webhooks; the future ends with it.
+    pub fn serve_webhooks<I>(&self, io: I) -> impl Future<Output = ()> + Send + use<I>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        receive::connection(io, Arc::clone(&self.worker.app))
     }
 
     /// Ends what runs beside requests, writes what is to be kept and lets the state directory go.
@@ -154,7 +187,14 @@ pub struct Usage {
     pub held_bytes: u64,
 }
 
-fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App, StartError> {
+type Due = mpsc::UnboundedReceiver<webhooks::Due>;
+
+fn build_app(
+    config: &Config,
+    clock: Clock,
+    state: Option<&State>,
+    ours: Vec<SocketAddr>,
+) -> Result<(App, Due), StartError> {
     let now = Instant::now();
     let names: Vec<String> = config.accounts.iter().map(|account| account.name.clone()).collect();
     let clients = Clients::new(&config.clients);
@@ -165,7 +205,11 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
     let metrics = Arc::new(Metrics::new(&names));
     let ledger = open_ledger(state, clock, metrics.ledger_failures.clone()).map_err(StartError::State)?;
     let accounts = build_accounts(config, state, now)?;
-    let jobs = Jobs::new(
+    let ledger = Arc::new(ledger);
+    let around = webhooks::Parts { ledger: Arc::clone(&ledger), clock, metrics: metrics.webhooks.clone(), ours };
+    let (hooks, due) = Webhooks::new(&config.webhooks, protocol(config.upstream.protocol), around);
+    let hooks = Arc::new(hooks);
+    let mut jobs = Jobs::new(
         protocol(config.upstream.protocol),
         config.jobs.clone(),
         &config.models,
@@ -174,6 +218,8 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         names.clone(),
         clients.names().to_vec(),
     );
+    let observer = Arc::clone(&hooks);
+    jobs.observe(Box::new(move |ended| observer.ended(ended)));
     let jobs = Arc::new(jobs);
     if let Some(known) = known {
         let queues: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.queue)).collect();
@@ -185,7 +231,7 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         config.clients.iter().map(|client| client.account).collect()
     };
     let (server, upstream) = (&config.server, &config.upstream);
-    Ok(App {
+    let app = App {
         accounts,
         account_of,
         clients,
@@ -195,7 +241,8 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         target: Target::new(&upstream.url).ok_or_else(|| StartError::Config("upstream.url has no host".into()))?,
         bodies: Bodies::new(server.buffer_bytes, server.max_body_bytes, server.body_timeout),
         max_body_bytes: server.max_body_bytes,
-        ledger: Arc::new(ledger),
+        ledger,
+        webhooks: hooks,
         jobs,
         idempotency: Idempotency::default(),
         retry: config.retry.clone(),
@@ -208,7 +255,9 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         tasks: TaskTracker::new(),
         drain: CancellationToken::new(),
         drained: CancellationToken::new(),
-    })
+    };
+    app.restore_webhooks().map_err(|error| StartError::State(io::Error::other(error)))?;
+    Ok((app, due))
 }
 
 fn open_ledger(state: Option<&State>, clock: Clock, failures: Counter) -> io::Result<Ledger> {

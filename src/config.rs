@@ -68,6 +68,8 @@ pub struct Config {
     pub jobs: Jobs,
     /// What is known of models, by the name that creates use.
     pub models: Vec<Model>,
+    /// Where webhooks go and come from.
+    pub webhooks: Webhooks,
     /// What survives a restart.
     pub state: State,
     /// How the log is written.
@@ -296,6 +298,35 @@ pub struct Model {
     pub name: String,
     /// First interval of the proxy's own looks at a job of this model that nobody polls.
     pub poll: Duration,
+}
+
+/// `[webhooks]`: telling apps of their jobs' ends.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Webhooks {
+    /// Signs what goes out, and verifies what the upstream sends.
+    pub secret: Option<Secret>,
+    /// Where the upstream's own webhooks arrive, and the URL that leads there.
+    pub inbound: Option<Inbound>,
+    /// Targets that may be delivered to although the upstream could not reach them.
+    pub allow: Vec<Allow>,
+}
+
+/// Where the upstream's webhooks arrive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inbound {
+    /// The port of our own.
+    pub listen: SocketAddr,
+    /// What the upstream is told; `https`, or `http` on this machine; no slash at its end.
+    pub public_url: Uri,
+}
+
+/// One target that webhooks may go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allow {
+    /// A host name or address, lower case, without brackets.
+    pub host: String,
+    /// `None`: every port, written `*`.
+    pub port: Option<u16>,
 }
 
 /// `[state]`: what survives a restart.

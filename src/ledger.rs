@@ -27,6 +27,9 @@ pub(crate) mod moment;
 /// Tables, and how a file comes by them.
 mod schema;
 
+/// Webhooks that are owed.
+pub(crate) mod outbox;
+
 /// The connection and its transactions.
 mod store;
 

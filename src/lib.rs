@@ -14,8 +14,10 @@ mod protocol;
 mod proxy;
 pub mod server;
 mod state;
+mod webhooks;
 
 /// Opening connections to the upstream: what a test brings instead of a network.
 pub mod connect {
     pub use crate::proxy::upstream::connect::{Connect, Connected, Connecting, Failure, Stream};
+    pub use crate::webhooks::send::Dial;
 }

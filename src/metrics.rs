@@ -35,6 +35,7 @@ pub(crate) struct Metrics {
     pub(crate) connections: Gauge,
     /// Operations that the ledger lost or refused.
     pub(crate) ledger_failures: Counter,
+    pub(crate) webhooks: WebhookMetrics,
     /// By class (the last: unclassified) and status class.
     requests: [[Counter; 5]; 5],
     rejections: Family<[(&'static str, &'static str); 1], Counter>,
@@ -51,6 +52,34 @@ struct AccountCounters {
     retries: [Counter; OUTCOMES.len()],
     refused_window: Counter,
     refused_jobs: Counter,
+}
+
+/// Counted by the deliverer and the listener of webhooks.
+#[derive(Debug, Clone)]
+pub(crate) struct WebhookMetrics {
+    pub(crate) delivered: Counter,
+    /// Attempts that will be repeated.
+    pub(crate) failed: Counter,
+    pub(crate) dead: Counter,
+    pub(crate) pending: Gauge,
+    pub(crate) rejected: Counter,
+}
+
+impl WebhookMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let deliveries = Family::<[(&str, &str); 1], Counter>::default();
+        registry.register(
+            "webhook_deliveries",
+            "Attempts to deliver a webhook, by what came of it",
+            deliveries.clone(),
+        );
+        let (pending, rejected) = (Gauge::default(), Counter::default());
+        registry.register("webhook_pending", "Webhooks that are due and not delivered", pending.clone());
+        registry.register("webhook_rejected", "Calls at webhooks.listen without a valid signature", rejected.clone());
+        let [delivered, failed, dead] =
+            ["delivered", "failed", "dead"].map(|outcome| deliveries.get_or_create_owned(&[("outcome", outcome)]));
+        Self { delivered, failed, dead, pending, rejected }
+    }
 }
 
 /// Set when they are read.
@@ -77,6 +106,7 @@ impl Metrics {
         let (in_flight, connections) = (Gauge::default(), Gauge::default());
         registry.register("in_flight", "Requests whose answer has not ended", in_flight.clone());
         registry.register("connections", "Open connections on the data port", connections.clone());
+        let webhooks = WebhookMetrics::register(&mut registry);
         let ledger_failures = Counter::default();
         registry.register("ledger_failures", "Writes to the ledger that failed", ledger_failures.clone());
         let info = Family::<[(&str, &str); 1], Gauge>::default();
@@ -103,6 +133,7 @@ impl Metrics {
             in_flight,
             connections,
             ledger_failures,
+            webhooks,
             requests,
             rejections,
             gauges,

@@ -13,13 +13,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
-use crate::app::{Proxy, StartError};
+use crate::app::{Proxy, StartError, Surroundings};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::proxy::Worker;
 use crate::proxy::accept::{self, Accepted};
 use crate::proxy::guard::Guard;
 use crate::proxy::upstream::Upstream;
+use crate::webhooks::receive;
 
 /// After `server.drain_timeout`: the time to tell those who still wait.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -31,6 +32,8 @@ pub struct Server {
     pub listen: Vec<SocketAddr>,
     /// Where the admin port listens.
     pub admin: Option<SocketAddr>,
+    /// Where the upstream's webhooks arrive.
+    pub webhooks: Option<SocketAddr>,
     acceptors: JoinSet<()>,
     ports: JoinSet<()>,
     workers: Vec<JoinHandle<()>>,
@@ -57,7 +60,11 @@ impl Server {
         }
         let admin = bind_some("the admin port", config.admin.listen, "admin.listen").await?;
         let health = bind_some("the health port", config.admin.health_listen, "admin.health_listen").await?;
-        let proxy = Proxy::build(config, Clock::system(), None)?;
+        let inbound = config.webhooks.inbound.as_ref().map(|inbound| inbound.listen);
+        let webhooks = bind_some("the port for the upstream's webhooks", inbound, "webhooks.listen").await?;
+        let others = [&admin, &health, &webhooks].into_iter().flatten();
+        let ours = listeners.iter().chain(others).map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
+        let proxy = Proxy::build_in(config, Clock::system(), Surroundings { ours, ..Surroundings::default() })?;
         let listen = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
 
@@ -76,8 +83,13 @@ impl Server {
             let guard = Guard::new(&config.server, &[listener.local_addr()?]);
             ports.spawn(admin::serve(listener, Arc::new(Admin { app: Arc::clone(app), guard, health_only })));
         }
+        let webhooks_address = webhooks.as_ref().map(TcpListener::local_addr).transpose()?;
+        if let Some(listener) = webhooks {
+            ports.spawn(receive::serve(listener, Arc::clone(app)));
+        }
         let drain_timeout = config.server.drain_timeout;
-        Ok(Self { proxy, listen, admin: admin_address, acceptors, ports, workers, stop, drain_timeout })
+        let (admin, webhooks) = (admin_address, webhooks_address);
+        Ok(Self { proxy, listen, admin, webhooks, acceptors, ports, workers, stop, drain_timeout })
     }
 
     /// The parts, for what shows them.

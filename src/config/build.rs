@@ -11,6 +11,7 @@ mod policy;
 mod ports;
 mod state;
 mod upstream;
+mod webhooks;
 
 /// What building needs beside the tree.
 pub(super) struct Context<'a> {
@@ -35,6 +36,7 @@ pub(super) fn build(table: &Table, context: &mut Context<'_>, problems: &Problem
     let retry = policy::retry(&root);
     let jobs = policy::jobs(&root);
     let models = policy::models(&root);
+    let webhooks = webhooks::read(&root, &server, &admin, context);
     let state = state::read(&root, context);
     let log = state::log(&root);
     let accounts = accounts?;
@@ -50,6 +52,7 @@ pub(super) fn build(table: &Table, context: &mut Context<'_>, problems: &Problem
         retry,
         jobs,
         models,
+        webhooks,
         state: state?,
         log,
     })

@@ -175,6 +175,14 @@ impl Held {
         }
     }
 
+    /// A body held whole, to be replaced. The place in the buffer stays what it was.
+    pub(crate) fn whole_mut(&mut self) -> Option<&mut Bytes> {
+        match self {
+            Self::Whole(bytes, _) => Some(bytes),
+            _ => None,
+        }
+    }
+
     /// Takes back a body that provably was not sent.
     pub(crate) fn take_back(&mut self, body: SendBody) {
         if let (Self::Gone, Sending::Stream(stream)) = (&*self, body.0) {

@@ -54,7 +54,11 @@ pub(crate) async fn create(worker: &Arc<Worker>, outgoing: Outgoing, key: Option
     }
 }
 
-async fn run_create(worker: &Worker, outgoing: Outgoing, caller: &watch::Sender<Outcome>) -> Created {
+async fn run_create(worker: &Worker, mut outgoing: Outgoing, caller: &watch::Sender<Outcome>) -> Created {
+    // After the idempotency key was compared: the body that goes up differs each time.
+    if let Err(rejection) = worker.app.take_webhook(&mut outgoing).await {
+        return Created::refused(rejection.into());
+    }
     match outgoing.dispatch(worker, Some(caller)).await {
         Ok(Passed { reply, charge, queued }) => {
             let Reply { head, body, attempts, upstream } = reply;

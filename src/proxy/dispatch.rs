@@ -15,6 +15,8 @@ use super::queue::{Ask, Class, Turn};
 use super::rejection::Rejection;
 use super::retry::{Reply, Sending, Unanswered};
 
+use crate::webhooks::Intent;
+
 /// A rejection and, for creates, what it says about money.
 #[derive(Debug, Clone)]
 pub(crate) struct Refusal {
@@ -47,6 +49,8 @@ pub(crate) struct Outgoing {
     pub(crate) held: Held,
     pub(crate) model: String,
     pub(crate) max_wait: Duration,
+    /// What will be owed to a create's webhook.
+    pub(crate) webhook: Option<Intent>,
 }
 
 /// An answer to pass on.
@@ -104,11 +108,18 @@ impl Outgoing {
             Ok(reply) => reply,
             Err(Unanswered { rejection, attempts, upstream }) => {
                 let charge = pending.as_ref().map_or(Charge::NotSent, jobs::Pending::charge);
+                if charge == Charge::Unknown {
+                    self.webhook.into_iter().for_each(Intent::unknown);
+                }
                 return Err(Refusal { rejection, charge, spent: Spent { attempts, queued, upstream } });
             }
         };
         let status = reply.head.status;
         let whole = reply.body.whole().cloned().unwrap_or_default();
+        if let Some(webhook) = self.webhook {
+            // Before the job table may see its end.
+            webhook.answered(app.protocol, status, &whole).await;
+        }
         let charge = pending.map(|pending| pending.settle(status, &whole));
         match (&call.job, call.class) {
             (Some(id), Class::Poll) => app.jobs.saw_status(id, (owner, queue), status, &whole, true),

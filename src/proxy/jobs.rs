@@ -254,6 +254,14 @@ impl Jobs {
         }
     }
 
+    /// A job that somebody still waits for is looked at now, unless it is known to be live: it may have ended unseen.
+    pub(crate) fn look_again(&self, id: &str, owner: Owner, account: &Arc<Account>) {
+        if self.table.get(id).is_none_or(|job| job.slot.is_none()) {
+            self.insert(id, owner, 0, "unknown".into(), account.adopt(owner.client), "unknown".into());
+            self.schedule(Instant::now(), Due::Look(id.to_owned()));
+        }
+    }
+
     /// An answer to a cancel request.
     pub(crate) fn saw_cancel(&self, id: &str, status: StatusCode, body: &Bytes) {
         let gone = status == StatusCode::NOT_FOUND || status == StatusCode::GONE;

@@ -14,6 +14,7 @@ use crate::config::{self, Llm, RouteAuth};
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::protocol::{Create, Family, KeyHeaders, Protocol};
+use crate::webhooks::Webhooks;
 
 use super::body::{Bodies, Held};
 use super::classify::Call;
@@ -40,6 +41,7 @@ pub(crate) struct App {
     pub(crate) bodies: Bodies,
     pub(crate) max_body_bytes: u64,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) webhooks: Arc<Webhooks>,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) idempotency: Idempotency,
     pub(crate) retry: config::Retry,

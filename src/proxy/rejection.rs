@@ -38,6 +38,8 @@ pub(crate) enum Rejection {
     MisdirectedHost,
     #[error("this Idempotency-Key was used with another body")]
     IdempotencyMismatch,
+    #[error("its webhook is to be delivered by this proxy, which has no secret to sign it with (webhooks.secret)")]
+    WebhookSecretMissing,
     #[error("the request quota is used up; the next request can start in {} s", .retry_in.as_secs_f64())]
     RateLimited { limit: u32, window: Duration, retry_in: Duration },
     #[error("all {limit} job slots are taken ({live} jobs are live)")]
@@ -101,6 +103,7 @@ impl Rejection {
             Self::TargetTooLong { .. } => "target_too_long",
             Self::MisdirectedHost => "misdirected_host",
             Self::IdempotencyMismatch => "idempotency_mismatch",
+            Self::WebhookSecretMissing => "webhook_secret_missing",
             Self::RateLimited { .. } => "rate_limited",
             Self::JobLimit { .. } => "job_limit",
             Self::QueueFull { .. } => "queue_full",
@@ -129,7 +132,7 @@ impl Rejection {
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TargetTooLong { .. } => StatusCode::URI_TOO_LONG,
             Self::MisdirectedHost => StatusCode::MISDIRECTED_REQUEST,
-            Self::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::IdempotencyMismatch | Self::WebhookSecretMissing => StatusCode::UNPROCESSABLE_ENTITY,
             Self::RateLimited { .. } | Self::JobLimit { .. } | Self::QueueFull { .. } | Self::QueueTimeout { .. } => {
                 StatusCode::TOO_MANY_REQUESTS
             }
@@ -200,6 +203,7 @@ impl Rejection {
             | Self::AmbiguousCredentials
             | Self::ForbiddenOrigin
             | Self::MethodRefused(_)
+            | Self::WebhookSecretMissing
             | Self::RateLimited { .. }
             | Self::JobLimit { .. }
             | Self::QueueFull { .. }

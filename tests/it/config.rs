@@ -44,6 +44,8 @@ impl Scratch {
             ("CORE_API_KEY", "core-key"),
             ("EMPTY", ""),
             ("HOME", "/home/someone"),
+            ("HOOK_SECRET", "hook-secret"),
+            ("HOOK_SECRET_BAD", "whsec_not-base64!"),
             ("PATH", "/usr/bin:/bin"),
             ("WEB_TOKEN", "web-token"),
             ("WITH_SPACES", "not a key"),
@@ -94,7 +96,7 @@ fn valid(name: &str) -> Loaded {
 }
 
 const MINIMAL: &str = include_str!("config/valid/minimal.toml");
-const SECRETS: [&str; 10] = [
+const SECRETS: [&str; 11] = [
     "literal-one",
     "literal-two",
     "12345\n",
@@ -105,6 +107,7 @@ const SECRETS: [&str; 10] = [
     "cdt0123456789",
     "stdout-secret",
     "not a key",
+    "whsec_not-base64!",
 ];
 
 #[test]
@@ -185,8 +188,22 @@ fn is_setting(line: &str) -> bool {
 #[test]
 fn every_value_arrives() {
     let loaded = valid("everything");
-    let Config { server, admin, upstream, routes, accounts, clients, queue, retry, jobs, models, state, log, .. } =
-        &loaded.config;
+    let Config {
+        server,
+        admin,
+        upstream,
+        routes,
+        accounts,
+        clients,
+        queue,
+        retry,
+        jobs,
+        models,
+        webhooks,
+        state,
+        log,
+        ..
+    } = &loaded.config;
     let listen: Vec<String> = server.listen.iter().map(ToString::to_string).collect();
     assert_eq!(listen, ["127.0.0.1:1000", "[::1]:1001", "0.0.0.0:1002"]);
     assert_eq!(server.threads.map(std::num::NonZeroUsize::get), Some(3));
@@ -228,6 +245,16 @@ fn every_value_arrives() {
     assert_eq!((jobs.max_age, jobs.uncertain, jobs.shared), (seconds(3600), seconds(0), true));
     let models: Vec<_> = models.iter().map(|model| (model.name.as_str(), model.poll)).collect();
     assert_eq!(models, [("flux-schnell", Duration::from_millis(500)), ("plain", seconds(1))]);
+    assert_eq!(webhooks.secret.as_ref().map(config::Secret::expose), Some("hook-secret"));
+    let inbound = webhooks.inbound.as_ref().unwrap();
+    assert_eq!(
+        (inbound.listen.port(), inbound.public_url.to_string().as_str()),
+        (1004, "https://hooks.example.com/in")
+    );
+    let allow: Vec<_> = webhooks.allow.iter().map(|allow| (allow.host.as_str(), allow.port)).collect();
+    let expected =
+        [("localhost", Some(3000)), ("localhost", None), ("my-svc.default.svc", Some(8080)), ("::1", Some(80))];
+    assert_eq!(allow, expected);
     assert!(matches!(state, State::Local(path) if path.ends_with("state")));
     assert_eq!((log.format, log.level.as_str()), (LogFormat::Json, "info,sluicegate=trace"));
 }
@@ -384,6 +411,19 @@ fn open_ports_are_warned_about() {
 }
 
 #[test]
+fn a_file_found_by_chance_sends_results_nowhere_else() {
+    let scratch = Scratch::new();
+    let hooks = |url: &str| {
+        let hooks = "[webhooks]\nsecret = { env = \"HOOK_SECRET\" }\nlisten = \"127.0.0.1:1\"";
+        scratch.write("proxy.toml", format!("{MINIMAL}\n{hooks}\npublic_url = \"{url}\"\n"));
+        config::load(&scratch.sources()).map(|loaded| loaded.config.webhooks.inbound.is_some())
+    };
+    assert!(hooks("http://127.0.0.1:1").unwrap());
+    let report = hooks("https://hooks.example.com").unwrap_err().to_string();
+    assert!(report.contains("only found in the directory") && report.contains("--config"), "{report}");
+}
+
+#[test]
 fn state_goes_where_the_platform_keeps_it() {
     let scratch = Scratch::new();
     let mut sources = scratch.sources();
@@ -434,7 +474,17 @@ fn examples_in_the_documentation_are_valid() {
     let doc = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md")).unwrap();
     let examples: Vec<&str> = doc.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert!(!examples.is_empty());
-    for example in examples {
+    let hooks = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/webhooks.md")).unwrap();
+    let hooks: Vec<String> = hooks
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .map(|example| example.replace("file = \"/run/secrets/core-api-key\"", "env = \"CORE_API_KEY\""))
+        .map(|example| example.replace("file = \"/run/secrets/webhook-secret\"", "env = \"HOOK_SECRET\""))
+        .map(|example| example.replace("WEBHOOK_SECRET", "HOOK_SECRET"))
+        .collect();
+    assert_eq!(hooks.len(), 2);
+    for example in examples.into_iter().chain(hooks.iter().map(String::as_str)) {
         Scratch::new().load("example.toml", example).unwrap_or_else(|report| panic!("{example}\n{report}"));
     }
 }

@@ -87,7 +87,12 @@ fn plan(section: &Section<'_>, plans: &[Arc<Plan>]) -> Option<Arc<Plan>> {
 }
 
 /// A file that only lay in the directory may not run commands.
-fn trusted(source: Option<Source>, section: &Section<'_>, key: &str, context: &Context<'_>) -> Option<Source> {
+pub(super) fn trusted(
+    source: Option<Source>,
+    section: &Section<'_>,
+    key: &str,
+    context: &Context<'_>,
+) -> Option<Source> {
     if matches!(source, Some(Source::Command(..))) && !context.trusted {
         let complaint = Complaint::new("may not run a command: this file was only found in the directory");
         section.complain(key, complaint.help("if you trust the file, name it: --config proxy.toml"));
@@ -135,7 +140,12 @@ fn account(draft: Draft<'_>, context: &mut Context<'_>) -> Option<Account> {
     })
 }
 
-fn resolve(source: Option<&Source>, section: &Section<'_>, key: &str, context: &mut Context<'_>) -> Option<Found> {
+pub(super) fn resolve(
+    source: Option<&Source>,
+    section: &Section<'_>,
+    key: &str,
+    context: &mut Context<'_>,
+) -> Option<Found> {
     match source?.resolve(&context.surroundings) {
         Ok(found) => {
             context.warnings.extend(found.warning.clone());

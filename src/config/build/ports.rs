@@ -97,7 +97,7 @@ pub(super) fn admin(root: &Section<'_>, server: &Server, context: &mut Context<'
     Admin { listen, health_listen }
 }
 
-fn address_or_off(value: &Value) -> Result<Option<SocketAddr>, Complaint> {
+pub(super) fn address_or_off(value: &Value) -> Result<Option<SocketAddr>, Complaint> {
     match value {
         Value::Bool(false) => Err(Complaint::new("must be an address or \"off\"").help("write \"off\" in quotes")),
         value => match text(value)? {

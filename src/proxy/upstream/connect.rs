@@ -112,7 +112,7 @@ impl Connect for Network {
     }
 }
 
-fn tls_config(http2: Http2) -> io::Result<ClientConfig> {
+pub(crate) fn tls_config(http2: Http2) -> io::Result<ClientConfig> {
     // Always named: with two providers in the build, rustls' implicit default panics.
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)

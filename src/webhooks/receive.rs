@@ -1,0 +1,164 @@
+//! The upstream's own webhooks, at a port of their own: verified before they are parsed, then they end the job's slot and are relayed.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::Body;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::ledger::outbox::Waiting;
+use crate::proxy::App;
+
+/// Longest call.
+const LONGEST: usize = 1 << 20;
+const TOKEN_CHARS: usize = 32;
+/// For a request's head, and for its body.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections at a time; the port is open to the world.
+const CONNECTIONS: usize = 256;
+
+/// Serves until aborted.
+pub(crate) async fn serve(listener: TcpListener, app: Arc<App>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let accepted = loop {
+            tokio::select! {
+                accepted = listener.accept() => break accepted,
+                Some(_) = connections.join_next() => {}
+            }
+        };
+        match accepted {
+            Ok((tcp, _)) => {
+                let app = Arc::clone(&app);
+                connections.spawn(async move {
+                    connection(tcp, app).await;
+                    drop(place);
+                });
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+/// Serves one connection.
+pub(crate) async fn connection(io: impl AsyncRead + AsyncWrite + Unpin + Send, app: Arc<App>) {
+    let service = service_fn(move |request| {
+        let app = Arc::clone(&app);
+        async move { Ok::<_, Infallible>(answer(receive(&app, request).await)) }
+    });
+    let mut builder = http1::Builder::new();
+    // A caller that sits on an idle connection takes a place from others: every call brings its own.
+    builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false).max_buf_size(64 * 1024);
+    // A caller that hangs up early is no event.
+    let _ = builder.serve_connection(TokioIo::new(io), service).await;
+}
+
+/// The status, and a word for the caller.
+type Verdict = (StatusCode, &'static str);
+
+async fn receive(app: &App, request: Request<Incoming>) -> Verdict {
+    let (head, body) = request.into_parts();
+    if head.method != Method::POST {
+        return (StatusCode::METHOD_NOT_ALLOWED, "only POST");
+    }
+    let body = match read(body).await {
+        Ok(body) => body,
+        Err(verdict) => return verdict,
+    };
+    let hooks = &app.webhooks;
+    let genuine = hooks.keys.as_ref().is_some_and(|keys| keys.verify(&head.headers, hooks.clock.wall(), &body));
+    if !genuine {
+        hooks.metrics.rejected.inc();
+        tracing::debug!("a call at webhooks.listen has no valid signature");
+        return (StatusCode::UNAUTHORIZED, "the signature is not valid");
+    }
+    // A tunnel may have taken the path of public_url off, or not.
+    let token = head.uri.path().rsplit('/').next().unwrap_or_default();
+    if token.len() != TOKEN_CHARS || !token.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return (StatusCode::NOT_FOUND, "no such webhook");
+    }
+    match hooks.ledger.by_token(token.to_owned()).await {
+        Ok(Some((row, told))) => app.called(row, told, &body).await,
+        Ok(None) => (StatusCode::NOT_FOUND, "no such webhook"),
+        Err(error) => {
+            tracing::error!(%error, "a webhook of the upstream cannot be looked up");
+            (StatusCode::SERVICE_UNAVAILABLE, "try again")
+        }
+    }
+}
+
+async fn read(body: Incoming) -> Result<Bytes, Verdict> {
+    let too_large = (StatusCode::PAYLOAD_TOO_LARGE, "too large");
+    if body.size_hint().lower() > LONGEST as u64 {
+        return Err(too_large);
+    }
+    match tokio::time::timeout(PATIENCE, Limited::new(body, LONGEST).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large),
+        Ok(Err(_)) => Err((StatusCode::BAD_REQUEST, "the body broke off")),
+        Err(_) => Err((StatusCode::REQUEST_TIMEOUT, "too slow")),
+    }
+}
+
+impl App {
+    /// The upstream told something about a job that a webhook is owed for.
+    async fn called(&self, row: Waiting, told: bool, body: &Bytes) -> Verdict {
+        let Some(answer) = self.protocol.read(body) else {
+            return (StatusCode::BAD_REQUEST, "not about a job");
+        };
+        let Some(job) = row.job.clone().or(answer.id.clone()) else {
+            return (StatusCode::BAD_REQUEST, "names no job");
+        };
+        if answer.id.as_ref().is_some_and(|id| *id != job) {
+            tracing::warn!(job, "a webhook of the upstream names another job: nothing is done");
+            return (StatusCode::BAD_REQUEST, "names another job");
+        }
+        if told {
+            return (StatusCode::OK, "known");
+        }
+        if row.job.is_none() {
+            // The answer to the create has not come yet, or never will.
+            self.webhooks.wait_for(&job, Waiting { job: Some(job.clone()), ..row.clone() });
+            match self.webhooks.ledger.owed_for(row.id, job.clone()).await {
+                Ok(true) => {}
+                Ok(false) => self.webhooks.wait_no_more(&job, row.id),
+                Err(_) => return (StatusCode::SERVICE_UNAVAILABLE, "try again"),
+            }
+        }
+        if let Some(owner) = self.jobs.owner(&job) {
+            let queue = &self.accounts[owner.account].queue;
+            self.jobs.saw_status(&job, (owner, queue), StatusCode::OK, body, false);
+        }
+        if let Some(end) = answer.ended {
+            // The observer has done it, unless the job table does not know the job.
+            self.webhooks.end(&job, end, Some(body));
+        }
+        // What follows from it is on disk before the upstream is told that it need not call again.
+        match self.webhooks.ledger.run(|_| Ok(())).await {
+            Ok(()) => (StatusCode::OK, "taken"),
+            Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "try again"),
+        }
+    }
+}
+
+fn answer((status, word): Verdict) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(format!("{word}\n"))));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+    }
+    response
+}
