@@ -27,6 +27,8 @@ mod cancel;
 
 mod restart;
 
+mod webhooks;
+
 mod admin;
 
 mod sdk;

@@ -32,7 +32,9 @@ use self::config::Scratch;
 pub const KEY: &str = "cdt_canary_4f1d0c";
 /// The quota of the vendor's Free plan.
 pub const FREE: &str = "requests_per_minute = 60\nconcurrent_jobs = 5";
-const PIPE_BYTES: usize = 64 * 1024;
+/// What webhooks are signed with.
+pub const WEBHOOK_SECRET: &str = "demo-webhook-secret";
+pub const PIPE_BYTES: usize = 64 * 1024;
 
 /// What a test changes of mock and configuration.
 pub struct Setup {

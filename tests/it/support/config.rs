@@ -29,6 +29,7 @@ impl Scratch {
         set("KEY", super::KEY);
         set("SECOND_KEY", "cdt_second_key");
         set("WEB_TOKEN", "web-token");
+        set("WEBHOOK_SECRET", super::WEBHOOK_SECRET);
         set("BATCH_TOKEN", "batch-token");
         set("HOME", &self.0.display().to_string());
         sources.flags.config = Some(path);
