@@ -158,27 +158,22 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
     let now = Instant::now();
     let names: Vec<String> = config.accounts.iter().map(|account| account.name.clone()).collect();
     let clients = Clients::new(&config.clients);
-    let (journal, known) = match state.map(State::journal).transpose().map_err(StartError::State)? {
-        Some((journal, known)) => (Some(journal), Some(known)),
-        None => (None, None),
-    };
     let metrics = Arc::new(Metrics::new(&names));
     let ledger = open_ledger(state, clock, metrics.ledger_failures.clone()).map_err(StartError::State)?;
+    let known = ledger.known().map_err(|error| StartError::State(io::Error::other(error)))?;
+    let ledger = Arc::new(ledger);
     let accounts = build_accounts(config, state, now)?;
     let jobs = Jobs::new(
         protocol(config.upstream.protocol),
         config.jobs.clone(),
         &config.models,
-        journal,
-        clock,
+        Arc::clone(&ledger),
         names.clone(),
         clients.names().to_vec(),
     );
     let jobs = Arc::new(jobs);
-    if let Some(known) = known {
-        let queues: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.queue)).collect();
-        jobs.restore(known, &queues);
-    }
+    let queues: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.queue)).collect();
+    jobs.restore(known, &queues);
     let account_of = if config.clients.is_empty() {
         vec![config.default_account]
     } else {
@@ -195,7 +190,7 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         target: Target::new(&upstream.url).ok_or_else(|| StartError::Config("upstream.url has no host".into()))?,
         bodies: Bodies::new(server.buffer_bytes, server.max_body_bytes, server.body_timeout),
         max_body_bytes: server.max_body_bytes,
-        ledger: Arc::new(ledger),
+        ledger,
         jobs,
         idempotency: Idempotency::default(),
         retry: config.retry.clone(),

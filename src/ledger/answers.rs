@@ -174,8 +174,8 @@ mod tests {
         Origin { account: "a".into(), client: "c".into(), model: "m".into() }
     }
 
-    fn keyed(key: &str) -> Option<Keyed> {
-        Some(Keyed { key: key.into(), asked: [7; 32] })
+    fn keyed(key: &str) -> Keyed {
+        Keyed { key: key.into(), asked: [7; 32] }
     }
 
     fn said(body: &'static [u8]) -> Said {
@@ -191,7 +191,7 @@ mod tests {
         let dir = Dir::new();
         let ledger = dir.open().expect("new");
         for (n, key) in [(1, "answered"), (2, "unanswered"), (3, "refused"), (4, "given up"), (5, "long")] {
-            ledger.sending(n, origin(), keyed(key)).await.expect("kept");
+            ledger.sending(n, origin(), Some(keyed(key))).await.expect("kept");
         }
         ledger.answered("a", "c", "answered", said(b"{}"));
         ledger.answered("a", "c", "long", Said { body: vec![0; LONGEST_BODY + 1].into(), ..said(b"") });
@@ -215,7 +215,7 @@ mod tests {
         let ledger = memory();
         let most = u64::from(MOST_KEPT);
         for n in 1..=most + 100 {
-            ledger.sending(n, origin(), keyed(&n.to_string())).await.expect("kept");
+            ledger.sending(n, origin(), Some(keyed(&n.to_string()))).await.expect("kept");
         }
         ledger.known().expect("pruned");
         assert_eq!(ledger.earlier("a", "c", "100").await.expect("readable"), None);

@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::ledger::answers::Keyed;
+
 use super::Worker;
 use super::body::Held;
 use super::classify::Call;
@@ -46,6 +48,8 @@ pub(crate) struct Outgoing {
     pub(crate) head: request::Parts,
     pub(crate) held: Held,
     pub(crate) model: String,
+    /// A create's idempotency key, taken with its intent.
+    pub(crate) keyed: Option<Keyed>,
     pub(crate) max_wait: Duration,
 }
 
@@ -89,7 +93,14 @@ impl Outgoing {
         };
         let queued = begun.elapsed();
         let Turn { permit, slot, seq } = turn;
-        let mut pending = slot.map(|slot| app.jobs.begin(slot, owner, &self.model));
+        let mut pending =
+            match slot {
+                // A create that the ledger cannot keep is not sent. The ledger has told the log why.
+                Some(slot) => Some(app.jobs.begin(slot, owner, &self.model, self.keyed).await.map_err(|_| {
+                    Refusal { spent: Spent { queued, ..Spent::default() }, ..Rejection::Internal.into() }
+                })?),
+                None => None,
+            };
         let sending = Sending {
             worker,
             call,
@@ -109,7 +120,10 @@ impl Outgoing {
         };
         let status = reply.head.status;
         let whole = reply.body.whole().cloned().unwrap_or_default();
-        let charge = pending.map(|pending| pending.settle(status, &whole));
+        let charge = match pending {
+            Some(pending) => Some(pending.settle(status, &whole).await),
+            None => None,
+        };
         match (&call.job, call.class) {
             (Some(id), Class::Poll) => app.jobs.saw_status(id, (owner, queue), status, &whole, true),
             (Some(id), Class::Cancel) => app.jobs.saw_cancel(id, status, &whole),
