@@ -198,14 +198,11 @@ fn build_app(
     let now = Instant::now();
     let names: Vec<String> = config.accounts.iter().map(|account| account.name.clone()).collect();
     let clients = Clients::new(&config.clients);
-    let (journal, known) = match state.map(State::journal).transpose().map_err(StartError::State)? {
-        Some((journal, known)) => (Some(journal), Some(known)),
-        None => (None, None),
-    };
     let metrics = Arc::new(Metrics::new(&names));
     let ledger = open_ledger(state, clock, metrics.ledger_failures.clone()).map_err(StartError::State)?;
-    let accounts = build_accounts(config, state, now)?;
+    let known = ledger.known().map_err(|error| StartError::State(io::Error::other(error)))?;
     let ledger = Arc::new(ledger);
+    let accounts = build_accounts(config, state, now)?;
     let around = webhooks::Parts { ledger: Arc::clone(&ledger), clock, metrics: metrics.webhooks.clone(), ours };
     let (hooks, due) = Webhooks::new(&config.webhooks, protocol(config.upstream.protocol), around);
     let hooks = Arc::new(hooks);
@@ -213,18 +210,15 @@ fn build_app(
         protocol(config.upstream.protocol),
         config.jobs.clone(),
         &config.models,
-        journal,
-        clock,
+        Arc::clone(&ledger),
         names.clone(),
         clients.names().to_vec(),
     );
     let observer = Arc::clone(&hooks);
     jobs.observe(Box::new(move |ended| observer.ended(ended)));
     let jobs = Arc::new(jobs);
-    if let Some(known) = known {
-        let queues: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.queue)).collect();
-        jobs.restore(known, &queues);
-    }
+    let queues: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.queue)).collect();
+    jobs.restore(known, &queues);
     let account_of = if config.clients.is_empty() {
         vec![config.default_account]
     } else {

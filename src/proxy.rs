@@ -96,7 +96,7 @@ async fn forward(
     let (body, model) = app.take_body(&call, body).await?;
     let idempotency = call.idempotency_key(account, client, &head, &body);
     let head = app.outbound(&call, account, head)?;
-    let outgoing = Outgoing { call, account, client, head, held: body, model, max_wait, webhook: None };
+    let outgoing = Outgoing { call, account, client, head, held: body, model, keyed: None, max_wait, webhook: None };
     match outgoing.call.create {
         Some(_) => create::create(worker, outgoing, idempotency).await,
         None => outgoing.dispatch(worker, None).await,

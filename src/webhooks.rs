@@ -274,7 +274,7 @@ impl App {
         let Some(mut intent) = self.webhooks.intake(body, account, client)? else { return Ok(()) };
         intake::describe(&mut outgoing.head.headers, body);
         intent.keep().await?;
-        outgoing.webhook = Some(intent);
+        outgoing.webhook = Some(Box::new(intent));
         Ok(())
     }
 

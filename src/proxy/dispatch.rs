@@ -1,12 +1,15 @@
 //! From the queue to the answer: a turn, a slot for creates, attempts, and what the answer says about jobs.
 
-use http::request;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{StatusCode, request};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Worker;
+use crate::ledger::answers::Keyed;
+use crate::webhooks::Intent;
+
 use super::body::Held;
 use super::classify::Call;
 use super::create::Outcome;
@@ -14,8 +17,7 @@ use super::jobs::{self, Charge, Owner};
 use super::queue::{Ask, Class, Turn};
 use super::rejection::Rejection;
 use super::retry::{Reply, Sending, Unanswered};
-
-use crate::webhooks::Intent;
+use super::{App, Worker};
 
 /// A rejection and, for creates, what it says about money.
 #[derive(Debug, Clone)]
@@ -48,9 +50,11 @@ pub(crate) struct Outgoing {
     pub(crate) head: request::Parts,
     pub(crate) held: Held,
     pub(crate) model: String,
+    /// A create's idempotency key, taken with its intent.
+    pub(crate) keyed: Option<Keyed>,
     pub(crate) max_wait: Duration,
-    /// What will be owed to a create's webhook.
-    pub(crate) webhook: Option<Intent>,
+    /// What will be owed to a create's webhook. Boxed, as few calls have one and all pay for its place.
+    pub(crate) webhook: Option<Box<Intent>>,
 }
 
 /// An answer to pass on.
@@ -93,7 +97,14 @@ impl Outgoing {
         };
         let queued = begun.elapsed();
         let Turn { permit, slot, seq } = turn;
-        let mut pending = slot.map(|slot| app.jobs.begin(slot, owner, &self.model));
+        let mut pending =
+            match slot {
+                // A create that the ledger cannot keep is not sent. The ledger has told the log why.
+                Some(slot) => Some(app.jobs.begin(slot, owner, &self.model, self.keyed).await.map_err(|_| {
+                    Refusal { spent: Spent { queued, ..Spent::default() }, ..Rejection::Internal.into() }
+                })?),
+                None => None,
+            };
         let sending = Sending {
             worker,
             call,
@@ -109,18 +120,18 @@ impl Outgoing {
             Err(Unanswered { rejection, attempts, upstream }) => {
                 let charge = pending.as_ref().map_or(Charge::NotSent, jobs::Pending::charge);
                 if charge == Charge::Unknown {
-                    self.webhook.into_iter().for_each(Intent::unknown);
+                    self.webhook.into_iter().for_each(|webhook| webhook.unknown());
                 }
                 return Err(Refusal { rejection, charge, spent: Spent { attempts, queued, upstream } });
             }
         };
         let status = reply.head.status;
         let whole = reply.body.whole().cloned().unwrap_or_default();
-        if let Some(webhook) = self.webhook {
-            // Before the job table may see its end.
-            webhook.answered(app.protocol, status, &whole).await;
-        }
-        let charge = pending.map(|pending| pending.settle(status, &whole));
+        let charge = match pending {
+            // Boxed: few calls are creates, and all would pay for its place.
+            Some(pending) => Some(Box::pin(settle(pending, self.webhook, status, &whole, app)).await),
+            None => None,
+        };
         match (&call.job, call.class) {
             (Some(id), Class::Poll) => app.jobs.saw_status(id, (owner, queue), status, &whole, true),
             (Some(id), Class::Cancel) => app.jobs.saw_cancel(id, status, &whole),
@@ -128,6 +139,21 @@ impl Outgoing {
         }
         Ok(Passed { reply, charge, queued })
     }
+}
+
+/// What the answer to a create means for its webhook, its slot and its money.
+async fn settle(
+    pending: jobs::Pending,
+    webhook: Option<Box<Intent>>,
+    status: StatusCode,
+    answer: &Bytes,
+    app: &App,
+) -> Charge {
+    if let Some(webhook) = webhook {
+        // Before the job table may see the job's end.
+        webhook.answered(app.protocol, status, answer).await;
+    }
+    pending.settle(status, answer).await
 }
 
 /// Resolves when every caller of a create has left; never for calls that end by being dropped.

@@ -27,6 +27,8 @@ mod cancel;
 
 mod restart;
 
+mod ledger;
+
 mod webhooks;
 
 mod admin;
