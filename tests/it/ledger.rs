@@ -83,8 +83,8 @@ async fn kill_at(point: u64) {
     }
 
     let program = place.start(&mock).await;
-    let status = program.admin("/api/v1/status").await;
-    assert!(status["accounts"][0]["jobs"]["live"].as_u64() <= Some(u64::from(JOBS)), "point {point}: {status}");
+    let now = program.admin("/api/v1/status").await;
+    assert!(now["accounts"][0]["jobs"]["live"].as_u64() <= Some(u64::from(JOBS)), "point {point}: {now}");
     let live = program.live().await;
     let ours: HashSet<&String> = live.iter().collect();
     assert_eq!(ours.len(), live.len(), "point {point}: each once");
@@ -95,7 +95,9 @@ async fn kill_at(point: u64) {
     }
 
     // Everybody tries again, with the same keys, also those who have an answer.
-    accepted.iter().for_each(|id| mock.finish(id));
+    for id in &accepted {
+        mock.finish(id);
+    }
     for id in live {
         program.send(poll(&id)).await.expect("an answer");
     }
@@ -124,8 +126,7 @@ async fn kill_at(point: u64) {
     }
     let twice: Vec<_> = sent.iter().filter(|(_, times)| **times > 1).collect();
     assert!(twice.is_empty(), "point {point}: {twice:?}");
-    let stats = mock.stats();
-    assert_eq!(stats.refused_job_429, 0, "point {point}: slots are never doubled");
+    assert_eq!(mock.stats().refused_job_429, 0, "point {point}: slots are never doubled");
     program.idle(point).await;
 }
 
