@@ -1,4 +1,4 @@
-//! What must be known after a crash, in one SQLite file: creates and their jobs, answers kept for idempotency keys, learned run times.
+//! What must be known after a crash, in one SQLite file: creates and their jobs, answers kept for idempotency keys, webhooks that are owed, learned run times.
 //!
 //! One connection on one thread behind a channel. All operations queued at a wake-up are one transaction, and one write to the disk. With
 //! nothing to keep (`state.store = "memory"`) the same tables live in memory and operations run where they are called.
