@@ -22,7 +22,7 @@ pub(crate) mod boot;
 /// An open state directory. The lock is held until drop.
 pub(crate) struct State {
     path: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl State {
@@ -30,7 +30,7 @@ impl State {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join("lock"))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self { path: path.to_owned(), lock }),
             Err(TryLockError::WouldBlock) => Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 format!(
@@ -50,6 +50,13 @@ impl State {
     /// The ledger's file.
     pub(crate) fn ledger(&self) -> PathBuf {
         self.path.join("ledger.sqlite")
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        // Not left to the closing of the file: a child between its fork and its exec holds it open too, and the lock with it.
+        let _ = self.lock.unlock();
     }
 }
 
@@ -74,8 +81,11 @@ mod tests {
         let first = State::open(&dir).expect("free");
         let error = State::open(&dir).err().expect("taken");
         assert!(error.to_string().contains("state.path"), "{error}");
+        // As a child has it that was forked a moment ago.
+        let inherited = first.lock.try_clone().expect("a duplicate");
         drop(first);
         State::open(&dir).expect("free again");
+        drop(inherited);
         std::fs::remove_dir_all(&dir).expect("removed");
     }
 

@@ -285,20 +285,30 @@ impl Place {
     }
 
     async fn start_after(&self, before: &str, mock: &Mock) -> Program {
+        loop {
+            match self.try_start(before, mock).await {
+                Ok(program) => return program,
+                // Somebody was faster.
+                Err(text) if text.contains("the admin port cannot listen") => {}
+                Err(text) => panic!("{text}"),
+            }
+        }
+    }
+
+    async fn try_start(&self, before: &str, mock: &Mock) -> Result<Program, String> {
         let free = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let admin = free.local_addr().expect("an address");
         drop(free);
         let mut command = self.command(before, mock);
         let mut child = command.env("SLUICEGATE_ADMIN_LISTEN", admin.to_string()).spawn().expect("starts");
         let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let line = timeout(PATIENCE, lines.next_line()).await.expect("in time").expect("text");
-        let Some(line) = line else {
+        let Some(line) = timeout(PATIENCE, lines.next_line()).await.expect("in time").expect("text") else {
             let mut text = String::new();
             child.stderr.take().expect("piped").read_to_string(&mut text).await.expect("text");
-            panic!("{text}");
+            return Err(text);
         };
         let data = line.strip_prefix("sluicegate ready on http://").expect("the ready line").parse();
-        Program { child, data: data.expect("an address"), admin }
+        Ok(Program { child, data: data.expect("an address"), admin })
     }
 
     /// Id and state of each create and job. A copy is read: opening the file would tidy it up.
