@@ -176,6 +176,31 @@ pub struct Account {
     pub key: Secret,
     /// Where the key came from, for people: `environment variable CORE_API_KEY`, `file /run/secrets/key`, `command op`.
     pub key_origin: String,
+    /// What its calls may ask for.
+    pub rules: Rules,
+}
+
+/// What an environment may ask for: cheap models on a developer's machine, all of them in production.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rules {
+    /// Models that are replaced: the one asked for, and the one that is sent.
+    pub substitute: Vec<(String, String)>,
+    /// Fields of `input` and the most that each may be.
+    pub caps: Vec<(String, serde_json::Number)>,
+    /// Which models may be sent.
+    pub models: Models,
+}
+
+/// Which models an account may be asked for. A name matches whole or by its last segments.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Models {
+    /// All.
+    #[default]
+    Any,
+    /// Only these.
+    Only(Vec<String>),
+    /// All but these.
+    Not(Vec<String>),
 }
 
 /// `[plans.NAME]`: limits. What is left out is not limited.

@@ -9,6 +9,7 @@ mod accounts;
 mod plans;
 mod policy;
 mod ports;
+mod rules;
 mod state;
 mod upstream;
 

@@ -51,6 +51,10 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("accounts.*.key.env", Text),
     ("accounts.*.key.file", Text),
     ("accounts.*.key.command", Texts),
+    ("accounts.*.substitute.*", Text),
+    ("accounts.*.caps.*", Number),
+    ("accounts.*.deny_models", Texts),
+    ("accounts.*.allow_models", Texts),
     ("plans.*.requests_per_minute", Number),
     ("plans.*.requests", Number),
     ("plans.*.per", Text),
@@ -87,10 +91,6 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
 /// Keys of the design that a later version will read.
 pub(super) const LATER: &[&str] = &[
     "plans.*.credits_per_day",
-    "accounts.*.substitute",
-    "accounts.*.caps",
-    "accounts.*.deny_models",
-    "accounts.*.allow_models",
     "jobs.result_ttl",
     "jobs.hold",
     "models.*.credits",

@@ -175,6 +175,13 @@ impl Held {
         }
     }
 
+    /// Other bytes instead of those held whole.
+    pub(crate) fn replace(&mut self, new: Bytes) {
+        if let Self::Whole(bytes, _) = self {
+            *bytes = new;
+        }
+    }
+
     /// Takes back a body that provably was not sent.
     pub(crate) fn take_back(&mut self, body: SendBody) {
         if let (Self::Gone, Sending::Stream(stream)) = (&*self, body.0) {

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::App;
 use super::jobs::Charge;
 use super::queue::Class;
+use super::rules::Applied;
 
 /// The status in log and metrics of a request whose caller left before its answer (nginx's number for it).
 const CALLER_LEFT: u16 = 499;
@@ -35,6 +36,8 @@ pub(crate) struct Record {
     /// The code of an answer of our own.
     pub(crate) code: Option<&'static str>,
     pub(crate) charge: Option<Charge>,
+    /// Rules of the account that changed the request.
+    pub(crate) applied: Vec<Applied>,
     pub(crate) attempts: u32,
     pub(crate) queued: Duration,
     pub(crate) upstream: Duration,
@@ -53,6 +56,7 @@ impl Record {
             status: StatusCode::from_u16(CALLER_LEFT).unwrap_or_default(),
             code: None,
             charge: None,
+            applied: Vec::new(),
             attempts: 0,
             queued: Duration::ZERO,
             upstream: Duration::ZERO,

@@ -26,6 +26,8 @@ pub(crate) enum Rejection {
     AmbiguousCredentials,
     #[error("requests from this web origin are not allowed (see server.allowed_origins)")]
     ForbiddenOrigin,
+    #[error("{} (accounts.NAME.allow_models, deny_models)", not_allowed(.model))]
+    ModelDenied { model: String },
     #[error("method {0} is not forwarded")]
     MethodRefused(&'static str),
     #[error("no part of the request body came for {} s", .idle.as_secs_f64())]
@@ -95,6 +97,7 @@ impl Rejection {
             Self::BadRequest(_) => "bad_request",
             Self::Unauthorized | Self::AmbiguousCredentials => "unauthorized",
             Self::ForbiddenOrigin => "forbidden_origin",
+            Self::ModelDenied { .. } => "model_denied",
             Self::MethodRefused(_) => "method_refused",
             Self::ClientTimeout { .. } => "client_timeout",
             Self::BodyTooLarge { .. } => "body_too_large",
@@ -122,7 +125,7 @@ impl Rejection {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized | Self::AmbiguousCredentials => StatusCode::UNAUTHORIZED,
-            Self::ForbiddenOrigin => StatusCode::FORBIDDEN,
+            Self::ForbiddenOrigin | Self::ModelDenied { .. } => StatusCode::FORBIDDEN,
             Self::NotYours => StatusCode::NOT_FOUND,
             Self::MethodRefused(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::ClientTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
@@ -162,6 +165,7 @@ impl Rejection {
             Self::JobLimit { live, limit } => json!({"live": live, "limit": limit}),
             Self::QueueFull { waiting, .. } => json!({"waiting": waiting}),
             Self::QueueTimeout { waited, .. } => json!({"waited_secs": waited.as_secs_f64()}),
+            Self::ModelDenied { model } => json!({"model": model}),
             Self::BodyTooLarge { limit_bytes } => json!({"limit_bytes": limit_bytes}),
             Self::TargetTooLong { limit_bytes } | Self::HeadTooLarge { limit_bytes } => {
                 json!({"limit_bytes": limit_bytes})
@@ -199,6 +203,7 @@ impl Rejection {
             Self::Unauthorized
             | Self::AmbiguousCredentials
             | Self::ForbiddenOrigin
+            | Self::ModelDenied { .. }
             | Self::MethodRefused(_)
             | Self::RateLimited { .. }
             | Self::JobLimit { .. }
@@ -277,6 +282,14 @@ impl Rejection {
             }
         }
         body.to_string().into()
+    }
+}
+
+fn not_allowed(model: &str) -> String {
+    if model.is_empty() {
+        "no model can be read in the request, and not all are allowed".into()
+    } else {
+        format!("the model {model:?} may not be used here")
     }
 }
 

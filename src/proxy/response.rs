@@ -89,6 +89,9 @@ impl App {
             wall: self.clock.wall(),
         };
         tell(headers, &told);
+        for (name, value) in &record.applied {
+            headers.append(name, value.clone());
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sluicegate::config::{
-    self, Config, Flags, Http2, Llm, Loaded, LogFormat, Pacing, Report, RetryCreates, RouteAuth, Sources, State,
+    self, Config, Flags, Http2, Llm, Loaded, LogFormat, Models, Pacing, Report, RetryCreates, RouteAuth, Sources, State,
 };
 
 /// A directory of its own for one test, removed at its end.
@@ -171,8 +171,9 @@ fn the_comments_of_the_shipped_file_are_true() {
     let shipped = scratch.load("shipped.toml", config::TEMPLATE).unwrap().config;
     assert_eq!((config.clients.len(), config.routes.len(), config.models.len()), (1, 1, 1));
     assert_eq!(config.state, State::Local("/var/lib/sluicegate".into()));
+    assert_eq!((config.accounts[0].rules.substitute.len(), config.accounts[0].rules.caps.len()), (1, 1));
     let (clients, routes, models, state) = (shipped.clients, shipped.routes, shipped.models, shipped.state);
-    let shipped = Config { clients, routes, models, state, ..config.clone() };
+    let shipped = Config { accounts: shipped.accounts, clients, routes, models, state, ..config.clone() };
     assert_eq!(scratch.load("again.toml", config::TEMPLATE).unwrap().config, shipped);
 }
 
@@ -213,6 +214,12 @@ fn every_value_arrives() {
         ("batch", "from-command", "command printf")
     );
     assert_eq!((prod.plan.pacing, prod.plan.concurrent_jobs), (Pacing::Burst, None));
+    let pair = |from: &str, to: &str| (from.to_owned(), to.to_owned());
+    assert_eq!(prod.rules.substitute, [pair("flux-pro", "flux-schnell"), pair("a/b", "c")]);
+    let caps: Vec<_> = prod.rules.caps.iter().map(|(field, most)| format!("{field} {most}")).collect();
+    assert_eq!(caps, ["duration 5", "guidance 7.5"]);
+    assert_eq!(prod.rules.models, Models::Not(vec!["kling".into()]));
+    assert_eq!(batch.rules.models, Models::Only(vec!["flux-schnell".into()]));
     let requests = batch.plan.requests.unwrap();
     assert_eq!((requests.limit.get(), requests.window, requests.jitter), (10, seconds(1), seconds(0)));
     assert_eq!((batch.plan.pacing, batch.plan.llm), (Pacing::Paced, Llm::Unmetered));

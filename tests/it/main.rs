@@ -9,6 +9,8 @@ mod cli;
 
 mod guard;
 
+mod rules;
+
 mod quota;
 
 mod fairness;
