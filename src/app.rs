@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -14,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin;
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::ledger::{Ledger, Place};
 use crate::metrics::Metrics;
 use crate::protocol::{CORE_TODAY, KeyHeaders, Protocol};
 use crate::proxy::accept;
@@ -100,9 +102,10 @@ impl Proxy {
         accept::connection(Arc::clone(&self.worker), io, self.header_timeout)
     }
 
-    /// Ends what runs beside requests and lets the state directory go.
+    /// Ends what runs beside requests, writes what is to be kept and lets the state directory go.
     pub(crate) fn stop(&mut self) {
         self.background.abort_all();
+        self.worker.app.ledger.close();
         drop(self.state.take());
     }
 
@@ -125,6 +128,12 @@ impl Proxy {
     #[must_use]
     pub fn status(&self) -> serde_json::Value {
         admin::status(&self.worker.app)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop();
     }
 }
 
@@ -153,6 +162,8 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         Some((journal, known)) => (Some(journal), Some(known)),
         None => (None, None),
     };
+    let metrics = Arc::new(Metrics::new(&names));
+    let ledger = open_ledger(state, clock, metrics.ledger_failures.clone()).map_err(StartError::State)?;
     let accounts = build_accounts(config, state, now)?;
     let jobs = Jobs::new(
         protocol(config.upstream.protocol),
@@ -184,6 +195,7 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         target: Target::new(&upstream.url).ok_or_else(|| StartError::Config("upstream.url has no host".into()))?,
         bodies: Bodies::new(server.buffer_bytes, server.max_body_bytes, server.body_timeout),
         max_body_bytes: server.max_body_bytes,
+        ledger: Arc::new(ledger),
         jobs,
         idempotency: Idempotency::default(),
         retry: config.retry.clone(),
@@ -191,12 +203,18 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         attempt_timeout: upstream.attempt_timeout,
         total_timeout: upstream.total_timeout,
         idle_timeout: upstream.idle_timeout,
-        metrics: Arc::new(Metrics::new(&names)),
+        metrics,
         clock,
         tasks: TaskTracker::new(),
         drain: CancellationToken::new(),
         drained: CancellationToken::new(),
     })
+}
+
+fn open_ledger(state: Option<&State>, clock: Clock, failures: Counter) -> io::Result<Ledger> {
+    let Some(file) = state.map(State::ledger) else { return Ledger::open(Place::Memory, clock, failures) };
+    let place = if clock.may_pause() { Place::FileInline(&file) } else { Place::File(&file) };
+    Ledger::open(place, clock, failures)
 }
 
 fn build_accounts(config: &Config, state: Option<&State>, now: Instant) -> Result<Vec<Account>, StartError> {

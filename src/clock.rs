@@ -1,13 +1,22 @@
 //! The one source of wall-clock time. Durations and deadlines are tokio's; this is only for what is said to others: epoch seconds in
-//! headers, HTTP dates, the journal.
+//! headers, HTTP dates, the ledger.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use crate::state::boot;
+
 /// Wall-clock time, as the system tells it or, in tests, as paused time moves it.
 #[derive(Debug, Clone, Copy)]
-pub struct Clock(Option<(SystemTime, Instant)>);
+pub struct Clock(Option<Start>);
+
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    wall: SystemTime,
+    boot: Duration,
+    at: Instant,
+}
 
 impl Clock {
     /// Follows the system's clock, steps included.
@@ -19,11 +28,21 @@ impl Clock {
     /// Starts at the system's time and then follows tokio's, paused or not.
     #[must_use]
     pub fn tokio() -> Self {
-        Self(Some((SystemTime::now(), Instant::now())))
+        Self(Some(Start { wall: SystemTime::now(), boot: boot::clock(), at: Instant::now() }))
     }
 
     /// Now.
     pub fn wall(&self) -> SystemTime {
-        self.0.map_or_else(SystemTime::now, |(start, since)| start + since.elapsed())
+        self.0.map_or_else(SystemTime::now, |start| start.wall + start.at.elapsed())
+    }
+
+    /// Now, since the machine started.
+    pub(crate) fn boot(&self) -> Duration {
+        self.0.map_or_else(boot::clock, |start| start.boot + start.at.elapsed())
+    }
+
+    /// Time may be paused, and then nothing may be waited for that time does not know of.
+    pub(crate) fn may_pause(&self) -> bool {
+        self.0.is_some()
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Metrics {
     pub(crate) in_flight: Gauge,
     /// Open connections on the data port.
     pub(crate) connections: Gauge,
+    /// Operations that the ledger lost or refused.
+    pub(crate) ledger_failures: Counter,
     /// By class (the last: unclassified) and status class.
     requests: [[Counter; 5]; 5],
     rejections: Family<[(&'static str, &'static str); 1], Counter>,
@@ -75,6 +77,8 @@ impl Metrics {
         let (in_flight, connections) = (Gauge::default(), Gauge::default());
         registry.register("in_flight", "Requests whose answer has not ended", in_flight.clone());
         registry.register("connections", "Open connections on the data port", connections.clone());
+        let ledger_failures = Counter::default();
+        registry.register("ledger_failures", "Writes to the ledger that failed", ledger_failures.clone());
         let info = Family::<[(&str, &str); 1], Gauge>::default();
         info.get_or_create_owned(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("build_info", "The running version", info);
@@ -98,6 +102,7 @@ impl Metrics {
             registry,
             in_flight,
             connections,
+            ledger_failures,
             requests,
             rejections,
             gauges,

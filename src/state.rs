@@ -20,6 +20,9 @@ pub(crate) mod journal;
 /// When attempts were sent.
 pub(crate) mod ring;
 
+/// Time for as long as the machine is up.
+pub(crate) mod boot;
+
 /// An open state directory. The lock is held until drop.
 pub(crate) struct State {
     path: PathBuf,
@@ -46,6 +49,11 @@ impl State {
     /// The window log of a key, whatever its account is called: the upstream counts keys.
     pub(crate) fn ring(&self, key: &Secret, requests: &Requests) -> io::Result<Ring> {
         Ring::open(&self.path.join(format!("window-{}.ring", fingerprint(key))), requests)
+    }
+
+    /// The ledger's file.
+    pub(crate) fn ledger(&self) -> PathBuf {
+        self.path.join("ledger.sqlite")
     }
 
     /// The job journal and what it knows.

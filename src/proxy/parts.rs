@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::{self, Llm, RouteAuth};
+use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::protocol::{Create, Family, KeyHeaders, Protocol};
 
@@ -38,6 +39,7 @@ pub(crate) struct App {
     pub(crate) target: Target,
     pub(crate) bodies: Bodies,
     pub(crate) max_body_bytes: u64,
+    pub(crate) ledger: Arc<Ledger>,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) idempotency: Idempotency,
     pub(crate) retry: config::Retry,

@@ -17,6 +17,8 @@ use tokio::time::Instant;
 use crate::config::Requests;
 use crate::proxy::quota::window::WindowLog;
 
+use super::boot;
+
 const MAGIC: [u8; 8] = *b"SLGRING1";
 const HEADER: usize = 64;
 const ENTRY: usize = 16;
@@ -56,7 +58,7 @@ impl Ring {
         let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        let boot = boot_id();
+        let boot = boot::id().into_bytes();
         let (earlier, next) = parse(&bytes, &boot);
         let whole = bytes.len() == HEADER + ENTRY * usize::try_from(ENTRIES).unwrap_or_default();
         if earlier == Earlier::Unknown || !whole {
@@ -81,7 +83,7 @@ impl Ring {
 
     /// Counts what an earlier process sent.
     pub(crate) fn restore(&mut self, log: &mut WindowLog, now: Instant) {
-        let boot_now = boot_clock();
+        let boot_now = nanos(boot::clock());
         let held = self.window + self.jitter;
         match std::mem::replace(&mut self.earlier, Earlier::Sent(Vec::new())) {
             Earlier::Unknown => {
@@ -115,7 +117,7 @@ impl Ring {
             return;
         }
         let valid = if self.chunk > 1 { self.window / LEASES_A_WINDOW } else { Duration::ZERO };
-        self.write(boot_clock().saturating_add(nanos(valid)), self.chunk);
+        self.write(nanos(boot::clock() + valid), self.chunk);
         self.lease = (self.chunk > 1).then(|| Lease { until: now + valid, left: self.chunk - 1 });
     }
 
@@ -180,25 +182,6 @@ fn checksum(bytes: &[u8]) -> u32 {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Nanoseconds since the machine started.
-fn boot_clock() -> u64 {
-    #[cfg(target_os = "linux")]
-    let clock = rustix::time::ClockId::Boottime;
-    #[cfg(not(target_os = "linux"))]
-    let clock = rustix::time::ClockId::Monotonic;
-    let now = rustix::time::clock_gettime(clock);
-    let secs = u64::try_from(now.tv_sec).unwrap_or_default();
-    secs.saturating_mul(1_000_000_000).saturating_add(u64::try_from(now.tv_nsec).unwrap_or_default())
-}
-
-/// Names this boot; empty where the system does not tell, and then every restart counts as a reboot.
-fn boot_id() -> Vec<u8> {
-    let mut id = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.retain(u8::is_ascii_hexdigit);
-    id.truncate(HEADER - 8);
-    id
 }
 
 #[cfg(test)]
