@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin;
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::credits::Credits;
 use crate::ledger::{Ledger, Place};
 use crate::metrics::Metrics;
 use crate::protocol::{CORE_TODAY, KeyHeaders, Protocol};
@@ -129,6 +130,12 @@ impl Proxy {
     pub fn status(&self) -> serde_json::Value {
         admin::status(&self.worker.app)
     }
+
+    /// The credits used, as the admin port tells them.
+    #[must_use]
+    pub fn credits(&self) -> serde_json::Value {
+        self.worker.app.credits.report()
+    }
 }
 
 impl Drop for Proxy {
@@ -165,7 +172,10 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
     let metrics = Arc::new(Metrics::new(&names));
     let ledger = open_ledger(state, clock, metrics.ledger_failures.clone()).map_err(StartError::State)?;
     let accounts = build_accounts(config, state, now)?;
-    let jobs = Jobs::new(
+    let (ledger, key_of) = (Arc::new(ledger), keys(&config.accounts));
+    let credits = Credits::open(config, clients.names(), &key_of, Arc::clone(&ledger), metrics.credits.clone());
+    let credits = Arc::new(credits.map_err(|error| StartError::State(io::Error::other(error)))?);
+    let mut jobs = Jobs::new(
         protocol(config.upstream.protocol),
         config.jobs.clone(),
         &config.models,
@@ -174,6 +184,8 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         names.clone(),
         clients.names().to_vec(),
     );
+    let book = Arc::clone(&credits);
+    jobs.observe(Box::new(move |ended| book.job_ended(ended)));
     let jobs = Arc::new(jobs);
     if let Some(known) = known {
         let queues: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.queue)).collect();
@@ -195,7 +207,8 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         target: Target::new(&upstream.url).ok_or_else(|| StartError::Config("upstream.url has no host".into()))?,
         bodies: Bodies::new(server.buffer_bytes, server.max_body_bytes, server.body_timeout),
         max_body_bytes: server.max_body_bytes,
-        ledger: Arc::new(ledger),
+        ledger,
+        credits,
         jobs,
         idempotency: Idempotency::default(),
         retry: config.retry.clone(),
@@ -250,6 +263,12 @@ fn build_accounts(config: &Config, state: Option<&State>, now: Instant) -> Resul
         built.push(Account::new(account, key, queue, Budget::new(config.retry.budget, config.retry.budget_floor, now)));
     }
     Ok(built)
+}
+
+/// By account: the first one with the same key.
+fn keys(accounts: &[config::Account]) -> Vec<usize> {
+    let first = |account: &config::Account| accounts.iter().position(|other| other.key == account.key);
+    accounts.iter().map(|account| first(account).unwrap_or_default()).collect()
 }
 
 fn protocol(protocol: config::Protocol) -> &'static Protocol {

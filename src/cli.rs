@@ -32,6 +32,8 @@ mod exports;
 
 mod healthcheck;
 
+mod usage;
+
 mod explain;
 
 // What they share.
@@ -100,6 +102,8 @@ enum Command {
     Exec(exec::ExecArgs),
     /// Ask a running proxy whether it is ready; needs no key
     Healthcheck(healthcheck::HealthArgs),
+    /// Show the credits that a running proxy has used: budgets, today, the last 30 days
+    Usage(usage::UsageArgs),
     /// Explain an error code of the proxy; without one, list them
     Explain {
         /// The `code` of the answer, like `queue_timeout`
@@ -166,6 +170,7 @@ impl Cli {
             Command::Exec(args) => exec::exec(args, above).await,
             Command::Env(args) => exports::env(args, above),
             Command::Healthcheck(args) => healthcheck::healthcheck(args, above).await,
+            Command::Usage(args) => usage::usage(args, above).await,
             _ if !above.is_empty() => Err(Failure::wrong(
                 "--config, --account, --listen and --upstream before this command do nothing; see its own --help",
             )),

@@ -15,6 +15,7 @@ pub use self::file::keys;
 pub use self::load::{Flags, Loaded, Sources, TEMPLATE, load, prepare};
 pub use self::report::Report;
 pub use self::secret::Secret;
+pub use crate::credits::amount::Amount;
 
 // In reading order: find the file, parse it, lay the environment over it, check it, build from it.
 mod load;
@@ -68,6 +69,8 @@ pub struct Config {
     pub jobs: Jobs,
     /// What is known of models, by the name that creates use.
     pub models: Vec<Model>,
+    /// When a day of credits begins, and what is given back.
+    pub credits: Credits,
     /// What survives a restart.
     pub state: State,
     /// How the log is written.
@@ -216,6 +219,8 @@ pub struct Plan {
     pub pacing: Pacing,
     /// Whether LLM calls spend the same quota.
     pub llm: Llm,
+    /// What a day may cost.
+    pub credits_per_day: Option<Amount>,
 }
 
 /// A rate: at most `limit` attempts in any `window`.
@@ -321,6 +326,39 @@ pub struct Model {
     pub name: String,
     /// First interval of the proxy's own looks at a job of this model that nobody polls.
     pub poll: Duration,
+    /// What a call costs; `None`: nothing.
+    pub price: Option<Price>,
+}
+
+/// What a call of a model costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Price {
+    /// Each accepted create or LLM call.
+    Call(Amount),
+    /// A thousand tokens of what the answer's `usage` says.
+    ThousandTokens(Amount),
+}
+
+/// `[credits]`: when a day begins, and what is given back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credits {
+    /// East of UTC; where midnight is.
+    pub utc_offset_secs: i32,
+    /// Jobs that end so cost nothing.
+    pub refund: Vec<Refund>,
+}
+
+/// An end of a job whose credits may be given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refund {
+    /// The upstream says so.
+    Failed,
+    /// By a client.
+    Cancelled,
+    /// Older than `jobs.max_age`.
+    Expired,
+    /// The upstream knows it no longer.
+    Gone,
 }
 
 /// `[state]`: what survives a restart.

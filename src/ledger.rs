@@ -24,6 +24,9 @@ use self::store::{Call, Store, Work};
 /// When something happened, so that ages survive steps of the clock.
 pub(crate) mod moment;
 
+/// Reservations and totals of credits.
+pub(crate) mod credits;
+
 /// Tables, and how a file comes by them.
 mod schema;
 

@@ -15,6 +15,9 @@ use crate::proxy::queue::{Account, Class};
 use crate::proxy::quota::Refused;
 use crate::proxy::retry::Outcome;
 
+/// What is counted of credits.
+pub(crate) mod credits;
+
 /// Waits and durations: from a local hit to half an hour in the queue.
 const BUCKETS: [f64; 12] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0];
 const STATUSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -35,6 +38,7 @@ pub(crate) struct Metrics {
     pub(crate) connections: Gauge,
     /// Operations that the ledger lost or refused.
     pub(crate) ledger_failures: Counter,
+    pub(crate) credits: credits::Metrics,
     /// By class (the last: unclassified) and status class.
     requests: [[Counter; 5]; 5],
     rejections: Family<[(&'static str, &'static str); 1], Counter>,
@@ -79,6 +83,7 @@ impl Metrics {
         registry.register("connections", "Open connections on the data port", connections.clone());
         let ledger_failures = Counter::default();
         registry.register("ledger_failures", "Writes to the ledger that failed", ledger_failures.clone());
+        let credits = credits::Metrics::register(&mut registry);
         let info = Family::<[(&str, &str); 1], Gauge>::default();
         info.get_or_create_owned(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("build_info", "The running version", info);
@@ -103,6 +108,7 @@ impl Metrics {
             in_flight,
             connections,
             ledger_failures,
+            credits,
             requests,
             rejections,
             gauges,

@@ -37,6 +37,9 @@ pub(crate) mod body;
 /// What the account's environment may ask for.
 pub(crate) mod rules;
 
+/// What it costs.
+pub(crate) mod cost;
+
 /// Creates run in tasks of their own and may carry an idempotency key.
 pub(crate) mod create;
 
@@ -98,10 +101,11 @@ async fn forward(
     let max_wait = app.max_wait(&head)?;
     let (mut body, mut model) = app.take_body(&call, body).await?;
     record.applied = app.apply_rules(&call, account, &mut head, &mut body, &mut model)?;
+    let cost = app.cost(&call, (account, client), &head, &body, model.as_deref());
     let idempotency = call.idempotency_key(account, client, &head, &body);
     let head = app.outbound(&call, account, head)?;
     let model = model.unwrap_or_else(|| "unknown".into());
-    let outgoing = Outgoing { call, account, client, head, held: body, model, max_wait };
+    let outgoing = Outgoing { call, account, client, head, held: body, model, cost, max_wait };
     match outgoing.call.create {
         Some(_) => create::create(worker, outgoing, idempotency).await,
         None => outgoing.dispatch(worker, None).await,

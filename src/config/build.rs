@@ -6,6 +6,7 @@ use super::source::Surroundings;
 use super::{Config, document::Table};
 
 mod accounts;
+mod credits;
 mod plans;
 mod policy;
 mod ports;
@@ -36,6 +37,7 @@ pub(super) fn build(table: &Table, context: &mut Context<'_>, problems: &Problem
     let retry = policy::retry(&root);
     let jobs = policy::jobs(&root);
     let models = policy::models(&root);
+    let credits = credits::read(&root);
     let state = state::read(&root, context);
     let log = state::log(&root);
     let accounts = accounts?;
@@ -51,6 +53,7 @@ pub(super) fn build(table: &Table, context: &mut Context<'_>, problems: &Problem
         retry,
         jobs,
         models,
+        credits,
         state: state?,
         log,
     })

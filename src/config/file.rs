@@ -62,6 +62,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("plans.*.pacing", Text),
     ("plans.*.jitter", Text),
     ("plans.*.llm", Text),
+    ("plans.*.credits_per_day", Number),
     ("clients.name", Text),
     ("clients.token.env", Text),
     ("clients.token.file", Text),
@@ -82,6 +83,10 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("jobs.uncertain", Text),
     ("jobs.shared", Bool),
     ("models.*.poll", Text),
+    ("models.*.credits", Number),
+    ("models.*.credits_per_1k_tokens", Number),
+    ("credits.utc_offset", Text),
+    ("credits.refund", Texts),
     ("state.store", Text),
     ("state.path", Text),
     ("log.format", Text),
@@ -89,17 +94,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
 ];
 
 /// Keys of the design that a later version will read.
-pub(super) const LATER: &[&str] = &[
-    "plans.*.credits_per_day",
-    "jobs.result_ttl",
-    "jobs.hold",
-    "models.*.credits",
-    "models.*.credits_per_1k_tokens",
-    "credits",
-    "webhooks",
-    "state.redis",
-    "protocols",
-];
+pub(super) const LATER: &[&str] = &["jobs.result_ttl", "jobs.hold", "webhooks", "state.redis", "protocols"];
 
 /// Every key that `proxy.toml` may have, as a dotted path; `*` stands for a name of the operator's choice.
 pub fn keys() -> impl Iterator<Item = &'static str> {

@@ -6,6 +6,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::credits::hold::{Hold, Meter};
+use crate::credits::{Cost, Receipt};
+
 use super::Worker;
 use super::body::Held;
 use super::classify::Call;
@@ -30,6 +33,7 @@ pub(crate) struct Spent {
     pub(crate) queued: Duration,
     /// From the first dispatch to the last response head, or to giving up.
     pub(crate) upstream: Duration,
+    pub(crate) credits: Option<Receipt>,
 }
 
 impl From<Rejection> for Refusal {
@@ -46,6 +50,7 @@ pub(crate) struct Outgoing {
     pub(crate) head: request::Parts,
     pub(crate) held: Held,
     pub(crate) model: String,
+    pub(crate) cost: Option<Box<Cost>>,
     pub(crate) max_wait: Duration,
 }
 
@@ -54,10 +59,13 @@ pub(crate) struct Passed {
     pub(crate) reply: Reply,
     pub(crate) charge: Option<Charge>,
     pub(crate) queued: Duration,
+    pub(crate) credits: Option<Receipt>,
+    /// Counts the tokens of the answer as it passes.
+    pub(crate) meter: Option<Meter>,
 }
 
 impl Outgoing {
-    /// Queue, slot, quota, send with retries, observe. `caller` is watched while nothing is under way: when all have left, so do we.
+    /// Credits, queue, slot, quota, send with retries, observe. `caller` is watched while nothing is under way: when all have left, so do we.
     pub(crate) async fn dispatch(
         self,
         worker: &Worker,
@@ -67,6 +75,7 @@ impl Outgoing {
         let (account, client, call) = (self.account, self.client, &self.call);
         let owner = Owner { account, client };
         let queue = &app.accounts[account].queue;
+        app.credits.check(self.cost.as_deref())?;
         let begun = Instant::now();
         let ask = Ask {
             client,
@@ -90,6 +99,12 @@ impl Outgoing {
         let queued = begun.elapsed();
         let Turn { permit, slot, seq } = turn;
         let mut pending = slot.map(|slot| app.jobs.begin(slot, owner, &self.model));
+        let number = pending.as_ref().map(jobs::Pending::number);
+        let mut hold = app
+            .credits
+            .reserve(self.cost, number)
+            .await
+            .map_err(|rejection| Refusal { spent: Spent { queued, ..Spent::default() }, ..rejection.into() })?;
         let sending = Sending {
             worker,
             call,
@@ -98,24 +113,27 @@ impl Outgoing {
             head: self.head,
             held: self.held,
             pending: pending.as_mut(),
+            hold: hold.as_mut(),
             caller,
         };
         let reply = match sending.send(permit, seq).await {
             Ok(reply) => reply,
             Err(Unanswered { rejection, attempts, upstream }) => {
                 let charge = pending.as_ref().map_or(Charge::NotSent, jobs::Pending::charge);
-                return Err(Refusal { rejection, charge, spent: Spent { attempts, queued, upstream } });
+                let credits = hold.map(Hold::settle);
+                return Err(Refusal { rejection, charge, spent: Spent { attempts, queued, upstream, credits } });
             }
         };
         let status = reply.head.status;
         let whole = reply.body.whole().cloned().unwrap_or_default();
         let charge = pending.map(|pending| pending.settle(status, &whole));
+        let (credits, meter) = hold.map(|hold| hold.answered(&reply.head, charge)).unwrap_or_default();
         match (&call.job, call.class) {
             (Some(id), Class::Poll) => app.jobs.saw_status(id, (owner, queue), status, &whole, true),
             (Some(id), Class::Cancel) => app.jobs.saw_cancel(id, status, &whole),
             _ => {}
         }
-        Ok(Passed { reply, charge, queued })
+        Ok(Passed { reply, charge, queued, credits, meter })
     }
 }
 

@@ -6,6 +6,9 @@ use std::time::Duration;
 use http::{HeaderValue, Method, StatusCode, Uri};
 use tokio::time::Instant;
 
+use crate::credits::Receipt;
+use crate::credits::hold::Meter;
+
 use super::App;
 use super::jobs::Charge;
 use super::queue::Class;
@@ -19,6 +22,8 @@ pub(crate) struct Finish {
     app: Arc<App>,
     begun: Instant,
     pub(crate) record: Record,
+    /// Counts the tokens of the answer.
+    pub(crate) meter: Option<Meter>,
     whole: bool,
 }
 
@@ -38,6 +43,7 @@ pub(crate) struct Record {
     pub(crate) charge: Option<Charge>,
     /// Rules of the account that changed the request.
     pub(crate) applied: Vec<Applied>,
+    pub(crate) credits: Option<Receipt>,
     pub(crate) attempts: u32,
     pub(crate) queued: Duration,
     pub(crate) upstream: Duration,
@@ -57,6 +63,7 @@ impl Record {
             code: None,
             charge: None,
             applied: Vec::new(),
+            credits: None,
             attempts: 0,
             queued: Duration::ZERO,
             upstream: Duration::ZERO,
@@ -68,12 +75,15 @@ impl Record {
 impl Finish {
     pub(crate) fn new(app: Arc<App>, record: Record) -> Self {
         app.metrics.in_flight.inc();
-        Self { app, begun: Instant::now(), record, whole: false }
+        Self { app, begun: Instant::now(), record, meter: None, whole: false }
     }
 
     /// A piece of the body was passed on.
-    pub(crate) fn passed(&mut self, bytes: usize) {
-        self.record.bytes += bytes as u64;
+    pub(crate) fn passed(&mut self, piece: &[u8]) {
+        self.record.bytes += piece.len() as u64;
+        if let Some(meter) = &mut self.meter {
+            meter.feed(piece);
+        }
     }
 
     /// The answer was passed on to its end.
@@ -84,6 +94,9 @@ impl Finish {
 
 impl Drop for Finish {
     fn drop(&mut self) {
+        if let Some(meter) = self.meter.take() {
+            meter.end(self.whole);
+        }
         let (app, record, took) = (&self.app, &self.record, self.begun.elapsed());
         app.metrics.in_flight.dec();
         app.metrics.finished(record.class, record.status, record.code, record.queued, took);

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::{self, Llm, RouteAuth};
+use crate::credits::Credits;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::protocol::{Create, Family, KeyHeaders, Protocol};
@@ -40,6 +41,7 @@ pub(crate) struct App {
     pub(crate) bodies: Bodies,
     pub(crate) max_body_bytes: u64,
     pub(crate) ledger: Arc<Ledger>,
+    pub(crate) credits: Arc<Credits>,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) idempotency: Idempotency,
     pub(crate) retry: config::Retry,
@@ -177,8 +179,8 @@ impl App {
     }
 }
 
-/// The `model` of a JSON create.
-fn model_of(body: &[u8]) -> Option<String> {
+/// The `model` of a JSON body.
+pub(super) fn model_of(body: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Model {
         model: String,

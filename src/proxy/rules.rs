@@ -42,7 +42,7 @@ impl App {
         call: &Call,
         account: usize,
         head: &mut request::Parts,
-        held: &mut Held,
+        body: &mut Held,
         model: &mut Option<String>,
     ) -> Result<Vec<Applied>, Rejection> {
         let rules = &self.accounts[account].rules;
@@ -60,10 +60,10 @@ impl App {
             } else {
                 *model = Some(asked.to_owned());
             }
-        } else if matches!(held, Held::Whole(..)) && call.create != Some(Create::Multipart) {
-            let changed = rules.change(held.bytes(), call.create.is_some());
+        } else if matches!(body, Held::Whole(..)) && call.create != Some(Create::Multipart) {
+            let changed = rules.change(body.bytes(), call.create.is_some());
             if let Some(bytes) = changed.body {
-                held.replace(bytes);
+                body.replace(bytes);
                 for name in &OF_THE_BYTES {
                     head.headers.remove(name);
                 }

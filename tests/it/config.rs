@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sluicegate::config::{
-    self, Config, Flags, Http2, Llm, Loaded, LogFormat, Models, Pacing, Report, RetryCreates, RouteAuth, Sources, State,
+    self, Amount, Config, Flags, Http2, Llm, Loaded, LogFormat, Models, Pacing, Price, Refund, Report, RetryCreates,
+    RouteAuth, Sources, State,
 };
 
 /// A directory of its own for one test, removed at its end.
@@ -172,6 +173,8 @@ fn the_comments_of_the_shipped_file_are_true() {
     assert_eq!((config.clients.len(), config.routes.len(), config.models.len()), (1, 1, 1));
     assert_eq!(config.state, State::Local("/var/lib/sluicegate".into()));
     assert_eq!((config.accounts[0].rules.substitute.len(), config.accounts[0].rules.caps.len()), (1, 1));
+    assert_eq!(config.accounts[0].plan.credits_per_day, Some(Amount::whole(50)));
+    assert_eq!(config.models[0].price, Some(Price::Call(Amount::whole(1))));
     let (clients, routes, models, state) = (shipped.clients, shipped.routes, shipped.models, shipped.state);
     let shipped = Config { accounts: shipped.accounts, clients, routes, models, state, ..config.clone() };
     assert_eq!(scratch.load("again.toml", config::TEMPLATE).unwrap().config, shipped);
@@ -235,6 +238,11 @@ fn every_value_arrives() {
     assert_eq!((jobs.max_age, jobs.uncertain, jobs.shared), (seconds(3600), seconds(0), true));
     let models: Vec<_> = models.iter().map(|model| (model.name.as_str(), model.poll)).collect();
     assert_eq!(models, [("flux-schnell", Duration::from_millis(500)), ("plain", seconds(1))]);
+    let prices: Vec<_> = loaded.config.models.iter().map(|model| model.price).collect();
+    assert_eq!(prices, [Amount::of(0.25).map(Price::Call), Amount::of(2.0).map(Price::ThousandTokens)]);
+    assert_eq!((prod.plan.credits_per_day, batch.plan.credits_per_day), (Some(Amount::whole(50)), Amount::of(0.5)));
+    let credits = &loaded.config.credits;
+    assert_eq!((credits.utc_offset_secs, &*credits.refund), (-19_800, &[Refund::Gone, Refund::Failed][..]));
     assert!(matches!(state, State::Local(path) if path.ends_with("state")));
     assert_eq!((log.format, log.level.as_str()), (LogFormat::Json, "info,sluicegate=trace"));
 }

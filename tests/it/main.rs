@@ -15,6 +15,8 @@ mod quota;
 
 mod fairness;
 
+mod credits;
+
 mod slots;
 
 mod retries;

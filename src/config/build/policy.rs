@@ -97,7 +97,7 @@ pub(super) fn models(root: &Section<'_>) -> Vec<Model> {
             section.complain_here(Complaint::new("is no model name: use 1 to 200 visible ASCII characters"));
         }
         let poll = section.duration("poll", SECOND, Duration::from_millis(100)..=MINUTE * 60);
-        Model { name: name.to_owned(), poll }
+        Model { name: name.to_owned(), poll, price: super::credits::price(&section) }
     };
     root.named("models").into_iter().map(model).collect()
 }
