@@ -165,32 +165,26 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
     let now = Instant::now();
     let names: Vec<String> = config.accounts.iter().map(|account| account.name.clone()).collect();
     let clients = Clients::new(&config.clients);
-    let (journal, known) = match state.map(State::journal).transpose().map_err(StartError::State)? {
-        Some((journal, known)) => (Some(journal), Some(known)),
-        None => (None, None),
-    };
     let metrics = Arc::new(Metrics::new(&names));
     let ledger = open_ledger(state, clock, metrics.ledger_failures.clone()).map_err(StartError::State)?;
-    let accounts = build_accounts(config, state, now)?;
+    let known = ledger.known().map_err(|error| StartError::State(io::Error::other(error)))?;
     let (ledger, key_of) = (Arc::new(ledger), keys(&config.accounts));
+    let accounts = build_accounts(config, state, now)?;
     let credits = Credits::open(config, clients.names(), &key_of, Arc::clone(&ledger), metrics.credits.clone());
     let credits = Arc::new(credits.map_err(|error| StartError::State(io::Error::other(error)))?);
     let mut jobs = Jobs::new(
         protocol(config.upstream.protocol),
         config.jobs.clone(),
         &config.models,
-        journal,
-        clock,
+        Arc::clone(&ledger),
         names.clone(),
         clients.names().to_vec(),
     );
     let book = Arc::clone(&credits);
     jobs.observe(Box::new(move |ended| book.job_ended(ended)));
     let jobs = Arc::new(jobs);
-    if let Some(known) = known {
-        let queues: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.queue)).collect();
-        jobs.restore(known, &queues);
-    }
+    let queues: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.queue)).collect();
+    jobs.restore(known, &queues);
     let account_of = if config.clients.is_empty() {
         vec![config.default_account]
     } else {

@@ -5,7 +5,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use crate::config::{self, Config, Price, Refund};
 use crate::ledger::{Error, Ledger};
@@ -166,32 +165,41 @@ impl Credits {
         state.book.check(&cost.ask).map_err(|short| self.exhausted(short, &state))
     }
 
-    /// Takes the cost out of today's budgets, on disk too. `number` is the create's.
+    /// Takes the cost out of today's budgets, on disk too; that of a create is on disk once its intent is, which is given after it.
     pub(crate) async fn reserve(
         self: &Arc<Self>,
         cost: Option<Box<Cost>>,
-        number: Option<u64>,
-    ) -> Result<Option<Hold>, Rejection> {
+        create: bool,
+    ) -> Result<Option<Box<Hold>>, Rejection> {
         let Some(cost) = cost else { return Ok(None) };
         // Relaxed: nothing else hangs on the order of ids.
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let made = {
             let mut state = self.today();
-            let made = state.book.reserve(id, number, &cost.ask);
+            let made = state.book.reserve(id, &cost.ask);
             made.map_err(|short| self.exhausted(short, &state))?
         };
         // From here on dropping it gives the reservation back.
-        let hold = Hold::new(Arc::clone(self), id, cost.ask.amount, cost.rate);
-        if let Err(error) = self.ledger.keep_credits(made).await {
+        let hold = Box::new(Hold::new(Arc::clone(self), id, cost.ask.amount, cost.rate));
+        if create {
+            self.ledger.post_credits(made);
+        } else if let Err(error) = Box::pin(self.ledger.keep_credits(made)).await {
             tracing::error!(%error, "a priced call is refused, as its reservation cannot be kept");
             return Err(Rejection::Internal);
         }
         Ok(Some(hold))
     }
 
+    fn is_of(&self, id: u64, number: u64) {
+        let mut state = self.today();
+        state.book.is_of(id, number);
+        self.ledger.credits_of_create(id, number);
+    }
+
     fn settle(&self, id: u64, settle: Settle) {
-        let moves = self.today().book.settle(id, settle);
-        self.post(moves);
+        let mut state = self.today();
+        let moves = state.book.settle(id, settle);
+        self.post(&state, moves);
     }
 
     /// A job has ended: refunds it where that is configured, and counts its tokens where these decide.
@@ -206,16 +214,14 @@ impl Credits {
             End::Expired => Some(Refund::Expired),
             End::Gone => Some(Refund::Gone),
         };
-        let made = {
-            let mut state = self.today();
-            let end = if refund.is_some_and(|refund| self.refund.contains(&refund)) {
-                JobEnd::Refund
-            } else {
-                JobEnd::Keep(state.book.model_of(ended.number).and_then(|model| self.counted(model, ended)))
-            };
-            state.book.job_ended(ended.number, end)
+        let mut state = self.today();
+        let end = if refund.is_some_and(|refund| self.refund.contains(&refund)) {
+            JobEnd::Refund
+        } else {
+            JobEnd::Keep(state.book.model_of(ended.number).and_then(|model| self.counted(model, ended)))
         };
-        self.post(made);
+        let made = state.book.job_ended(ended.number, end);
+        self.post(&state, made);
     }
 
     /// What the tokens of a job's last answer cost, if its model is paid by tokens.
@@ -225,7 +231,8 @@ impl Credits {
         Some((rate.for_tokens(tokens), tokens))
     }
 
-    fn post(&self, moves: impl IntoIterator<Item = Move>) {
+    /// Under the book's lock, so that the ledger gets an entry's moves in their order.
+    fn post(&self, _: &State, moves: impl IntoIterator<Item = Move>) {
         moves.into_iter().for_each(|made| self.ledger.post_credits(made));
     }
 
@@ -253,9 +260,16 @@ impl Credits {
 
     fn exhausted(&self, short: Short, state: &State) -> Rejection {
         let now = self.ledger.now();
-        let resets_in = state.calendar.ends_in(&now);
-        let wall = Duration::from_millis(u64::try_from(now.wall_ms).unwrap_or_default());
+        let now_ms = u64::try_from(now.wall_ms).unwrap_or_default();
+        let wait_ms = u64::try_from(state.calendar.ends_in(&now).as_millis()).unwrap_or(u64::MAX);
+        let resets_in_secs = u32::try_from(wait_ms.div_ceil(1_000)).unwrap_or(u32::MAX);
         let Short { needed, left, limit } = short;
-        Rejection::CreditsExhausted { needed, left, limit, resets_in, resets_at: (wall + resets_in).as_secs() }
+        Rejection::CreditsExhausted {
+            needed,
+            left,
+            limit,
+            resets_in_secs,
+            resets_at: (now_ms + wait_ms).div_ceil(1_000),
+        }
     }
 }

@@ -21,6 +21,15 @@ use crate::clock::Clock;
 use self::moment::Moment;
 use self::store::{Call, Store, Work};
 
+/// Creates and jobs.
+pub(crate) mod jobs;
+
+/// Answers kept for idempotency keys.
+pub(crate) mod answers;
+
+/// Learned run times.
+pub(crate) mod learned;
+
 /// When something happened, so that ages survive steps of the clock.
 pub(crate) mod moment;
 
@@ -79,7 +88,7 @@ impl Ledger {
     /// Opens or makes the ledger. A file that is damaged, foreign, newer than this program or in use is refused, with words for the operator.
     pub(crate) fn open(place: Place<'_>, clock: Clock, failures: Counter) -> std::io::Result<Self> {
         let connection = schema::open(place)?;
-        let next_number = AtomicU64::new(1);
+        let next_number = jobs::next_number(&connection).map_err(std::io::Error::other)?;
         let store = Store::new(connection, failures);
         let writer = match place {
             Place::Memory | Place::FileInline(_) => Writer::Inline(Mutex::new(Some(store))),
@@ -90,22 +99,25 @@ impl Ledger {
                 Writer::Thread(sender, Mutex::new(Some(thread)))
             }
         };
-        Ok(Self { writer, clock, next_number })
+        Ok(Self { writer, clock, next_number: AtomicU64::new(next_number) })
     }
 
-    /// Runs `op` in a transaction and returns when it is committed: what must be on disk before something is sent. An error means that
-    /// it is not known to have happened.
-    pub(crate) async fn run<T, F>(&self, op: F) -> Result<T, Error>
+    /// Runs `op` in a transaction; the future is ready when that is committed. For what must be on disk before something is sent. `op` has
+    /// its place among the others from this call on, and runs also if the future is dropped. An error: it is not known to have happened.
+    pub(crate) fn run<T, F>(&self, op: F) -> impl Future<Output = Result<T, Error>> + Send + use<T, F>
     where
         T: Send + 'static,
         F: FnOnce(&Transaction<'_>) -> rusqlite::Result<T> + Send + 'static,
     {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         // Who asked may have left.
-        self.give(Call::new(op, move |outcome| drop(sender.send(outcome))))?;
-        match tokio::time::timeout(PATIENCE, receiver).await {
-            Ok(outcome) => outcome.unwrap_or(Err(Error::Closed)),
-            Err(_) => Err(Error::Slow),
+        let given = self.give(Call::new(op, move |outcome| drop(sender.send(outcome))));
+        async move {
+            given?;
+            match tokio::time::timeout(PATIENCE, receiver).await {
+                Ok(outcome) => outcome.unwrap_or(Err(Error::Closed)),
+                Err(_) => Err(Error::Slow),
+            }
         }
     }
 

@@ -105,7 +105,7 @@ async fn forward(
     let idempotency = call.idempotency_key(account, client, &head, &body);
     let head = app.outbound(&call, account, head)?;
     let model = model.unwrap_or_else(|| "unknown".into());
-    let outgoing = Outgoing { call, account, client, head, held: body, model, cost, max_wait };
+    let outgoing = Outgoing { call, account, client, head, held: body, model, cost, keyed: None, max_wait };
     match outgoing.call.create {
         Some(_) => create::create(worker, outgoing, idempotency).await,
         None => outgoing.dispatch(worker, None).await,

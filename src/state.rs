@@ -1,6 +1,6 @@
-//! What survives `kill -9`: the window log of each account and the live jobs with their slots.
+//! The directory of what survives `kill -9`: the window log of each account, and the ledger.
 //!
-//! Plain files in one directory, written with ordinary writes: the page cache outlives the process, so nothing is synced per attempt.
+//! The window log is written with ordinary writes: the page cache outlives the process, so nothing is synced per attempt.
 
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -11,11 +11,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::config::{Requests, Secret};
 
-use self::journal::{Journal, Known};
 use self::ring::Ring;
-
-/// Live jobs and creates whose outcome is unknown.
-pub(crate) mod journal;
 
 /// When attempts were sent.
 pub(crate) mod ring;
@@ -54,11 +50,6 @@ impl State {
     /// The ledger's file.
     pub(crate) fn ledger(&self) -> PathBuf {
         self.path.join("ledger.sqlite")
-    }
-
-    /// The job journal and what it knows.
-    pub(crate) fn journal(&self) -> io::Result<(Journal, Known)> {
-        Journal::open(&self.path.join("jobs.journal"))
     }
 }
 

@@ -85,7 +85,6 @@ pub(crate) enum JobEnd {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Move {
     pub(crate) id: u64,
-    pub(crate) number: Option<u64>,
     pub(crate) key: Key,
     pub(crate) day: i64,
     pub(crate) amount: Amount,
@@ -173,11 +172,11 @@ impl Book {
     }
 
     /// Takes it out of both budgets, if they last.
-    pub(crate) fn reserve(&mut self, id: u64, number: Option<u64>, ask: &Ask) -> Result<Move, Short> {
+    pub(crate) fn reserve(&mut self, id: u64, ask: &Ask) -> Result<Move, Short> {
         self.check(ask)?;
         let scopes = ask.scopes.clone().map(|(scope, _)| scope);
         let entry = Entry {
-            number,
+            number: None,
             key: ask.key.clone(),
             scopes,
             day: self.day,
@@ -187,9 +186,16 @@ impl Book {
         };
         let change = Tally { reserved: signed(ask.amount), calls: 1, ..Tally::default() };
         let made = self.moved(id, &entry, None, Some(Stage::Reserved), change);
-        self.by_number.extend(number.map(|number| (number, id)));
         self.open.insert(id, entry);
         Ok(made)
+    }
+
+    /// The reservation is that of this create.
+    pub(crate) fn is_of(&mut self, id: u64, number: u64) {
+        if let Some(entry) = self.open.get_mut(&id) {
+            entry.number = Some(number);
+            self.by_number.insert(number, id);
+        }
     }
 
     /// Settles a reservation, if it is still one.
@@ -264,8 +270,8 @@ impl Book {
                 *used = used.saturating_add_signed(spent);
             }
         }
-        let (key, number) = (entry.key.clone(), entry.number);
-        Move { id, number, key, day: entry.day, amount: entry.amount, from, to, change }
+        let key = entry.key.clone();
+        Move { id, key, day: entry.day, amount: entry.amount, from, to, change }
     }
 
     /// The number of open entries.
@@ -367,9 +373,10 @@ mod tests {
                         };
                         let fits = used(&plain, None) + amount <= ACCOUNT && used(&plain, Some(client)) + amount <= CLIENT;
                         let id = plain.len() as u64;
-                        let made = book.reserve(id, Some(id + 1_000), &ask(client, amount));
+                        let made = book.reserve(id, &ask(client, amount));
                         prop_assert_eq!(made.is_ok(), fits, "{:?}", made);
                         if let Ok(made) = made {
+                            book.is_of(id, id + 1_000);
                             moves.push(made);
                             plain.push(Plain { day: book.day, client, amount, ..Plain::default() });
                         }
@@ -421,7 +428,7 @@ mod tests {
             let mut book = Book::default();
             let mut totals = BTreeMap::<(i64, Key), Tally>::new();
             for (id, (client, amount)) in amounts.into_iter().enumerate() {
-                if let Ok(made) = book.reserve(id as u64, None, &ask(client, amount)) {
+                if let Ok(made) = book.reserve(id as u64, &ask(client, amount)) {
                     totals.entry((made.day, made.key.clone())).or_default().add(made.change);
                 }
             }
@@ -436,11 +443,11 @@ mod tests {
     #[test]
     fn a_price_found_out_later_replaces_the_reserved_one() {
         let mut book = Book::default();
-        book.reserve(1, None, &ask(0, 10)).expect("room");
+        book.reserve(1, &ask(0, 10)).expect("room");
         let exact = Some((Amount::from_micro(30), 15_000));
         let moves = book.settle(1, Settle::Charge { exact, open: false });
         assert_eq!(moves[0].change, Tally { charged: 30, reserved: -10, tokens: 15_000, ..Tally::default() });
-        let short = book.reserve(2, None, &ask(0, 1)).expect_err("above its budget already");
+        let short = book.reserve(2, &ask(0, 1)).expect_err("above its budget already");
         assert_eq!(short.left, Amount::ZERO);
     }
 }

@@ -29,6 +29,11 @@ impl Hold {
         Self { credits, id, amount, rate, unknown: false, doubt: false, settled: false }
     }
 
+    /// It is that of this create, whose job's end may refund it.
+    pub(crate) fn is_of(&self, number: u64) {
+        self.credits.is_of(self.id, number);
+    }
+
     /// The next attempt is being written.
     pub(crate) fn sending(&mut self) {
         self.doubt |= self.unknown;
@@ -51,7 +56,7 @@ impl Hold {
         mut self,
         head: &response::Parts,
         create: Option<Charge>,
-    ) -> (Option<Receipt>, Option<Meter>) {
+    ) -> (Option<Receipt>, Option<Box<Meter>>) {
         if let Some(charge) = create {
             let settle = match charge {
                 Charge::Accepted => Settle::Charge { exact: None, open: true },
@@ -73,7 +78,7 @@ impl Hold {
         if reader.is_blind() {
             tracing::debug!("a compressed answer: its tokens are not counted, what was reserved is charged");
         }
-        (Some(Receipt::Reserved(self.amount)), Some(Meter { hold: self, reader }))
+        (Some(Receipt::Reserved(self.amount)), Some(Box::new(Meter { hold: self, reader })))
     }
 
     fn close(&mut self, settle: Settle) -> Receipt {

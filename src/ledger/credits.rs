@@ -12,7 +12,7 @@ use super::moment::Moment;
 use super::{Error, Ledger, execute};
 
 /// Amounts are in millionths of a credit, days since 1970 at `credits.utc_offset`.
-pub(super) const TABLES: &str = "
+pub(super) const STEP: &str = "
 CREATE TABLE credit_entries (
     id INTEGER PRIMARY KEY,
     number INTEGER,
@@ -87,6 +87,12 @@ impl Ledger {
         })
     }
 
+    /// The reservation is that of this create. Given before the create's job is known, so that a restart knows it then, too.
+    pub(crate) fn credits_of_create(&self, id: u64, number: u64) {
+        let (id, number) = (signed(id), signed(number));
+        self.post(move |tx| execute(tx, "UPDATE credit_entries SET number = ?2 WHERE id = ?1", [id, number]).map(drop));
+    }
+
     /// Keeps a reservation; it is on disk when this returns.
     pub(crate) async fn keep_credits(&self, made: Move) -> Result<(), Error> {
         self.run(move |tx| apply(tx, &made)).await
@@ -142,16 +148,15 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<Open> {
 
 /// One change, and its day's total in the same step. A change from a stage in which the entry is no more changes nothing.
 fn apply(tx: &Transaction<'_>, made: &Move) -> rusqlite::Result<()> {
-    let Move { id, number, key, day, amount, from, to, change } = made;
+    let Move { id, key, day, amount, from, to, change } = made;
     let Key { account, client, model } = key;
     let (account, client, model) = (&**account, &**client, &**model);
-    let (id, number, amount) = (signed(*id), number.map(signed), signed(amount.micro()));
+    let (id, amount) = (signed(*id), signed(amount.micro()));
     let changed = match (from, to) {
         (None, stage) => {
             let stage = name(stage.unwrap_or(Stage::Charged));
-            let sql =
-                "INSERT INTO credit_entries VALUES (:id, :number, :account, :client, :model, :day, :amount, :stage)";
-            let row = named_params! {":id": id, ":number": number, ":account": account, ":client": client, ":model": model,
+            let sql = "INSERT INTO credit_entries VALUES (:id, NULL, :account, :client, :model, :day, :amount, :stage)";
+            let row = named_params! {":id": id, ":account": account, ":client": client, ":model": model,
             ":day": day, ":amount": amount, ":stage": stage};
             execute(tx, sql, row)?
         }
@@ -201,10 +206,10 @@ mod tests {
         Key { account: "main".into(), client: "local".into(), model: model.into() }
     }
 
-    fn reserved(id: u64, number: Option<u64>) -> Move {
+    fn reserved(id: u64) -> Move {
         let change = Tally { reserved: 5, calls: 1, ..Tally::default() };
         let (from, to, amount) = (None, Some(Stage::Reserved), Amount::from_micro(5));
-        Move { id, number, key: key_of("m"), day: 9, amount, from, to, change }
+        Move { id, key: key_of("m"), day: 9, amount, from, to, change }
     }
 
     fn to(made: Move, from: Stage, to: Option<Stage>, change: Tally) -> Move {
@@ -215,11 +220,12 @@ mod tests {
     fn what_was_under_way_in_a_crash_stays_charged_and_creates_stay_open() {
         let dir = Dir::new();
         let ledger = dir.open().expect("new");
-        ledger.post_credits(reserved(1, None));
-        ledger.post_credits(reserved(2, Some(70)));
+        ledger.post_credits(reserved(1));
+        ledger.post_credits(reserved(2));
+        ledger.credits_of_create(2, 70);
         let charge = Tally { reserved: -5, charged: 5, ..Tally::default() };
-        ledger.post_credits(reserved(3, Some(71)));
-        ledger.post_credits(to(reserved(3, Some(71)), Stage::Reserved, None, charge));
+        ledger.post_credits(reserved(3));
+        ledger.post_credits(to(reserved(3), Stage::Reserved, None, charge));
         ledger.close();
         let ledger = dir.open().expect("again");
         let known = ledger.load_credits().expect("there");
@@ -235,12 +241,12 @@ mod tests {
         let ledger = dir.open().expect("new");
         let charge = Tally { reserved: -5, charged: 5, ..Tally::default() };
         let refund = Tally { charged: -5, refunded: 5, ..Tally::default() };
-        ledger.post_credits(reserved(1, Some(70)));
+        ledger.post_credits(reserved(1));
         for _ in 0..2 {
-            ledger.post_credits(to(reserved(1, Some(70)), Stage::Reserved, Some(Stage::Charged), charge));
+            ledger.post_credits(to(reserved(1), Stage::Reserved, Some(Stage::Charged), charge));
         }
         for _ in 0..2 {
-            ledger.post_credits(to(reserved(1, Some(70)), Stage::Charged, None, refund));
+            ledger.post_credits(to(reserved(1), Stage::Charged, None, refund));
         }
         let known = ledger.load_credits().expect("there");
         assert_eq!(known.totals[0].1, Tally { refunded: 5, calls: 1, ..Tally::default() });
@@ -252,7 +258,7 @@ mod tests {
         let dir = Dir::new();
         let ledger = dir.open().expect("new");
         assert_eq!(ledger.load_credits().expect("empty").calendar, None);
-        ledger.post_credits(reserved(1, None));
+        ledger.post_credits(reserved(1));
         let mut calendar = Calendar::new(0, ledger.now());
         calendar.day = 40;
         ledger.post_calendar(&calendar, 9);

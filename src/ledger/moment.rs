@@ -4,7 +4,7 @@
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, UNIX_EPOCH};
 
-use rusqlite::Row;
+use rusqlite::{Row, ToSql};
 
 use crate::clock::Clock;
 use crate::state::boot;
@@ -41,6 +41,11 @@ impl Moment {
     pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let boot: String = row.get("boot")?;
         Ok(Self { wall_ms: row.get("wall_ms")?, boot_ms: row.get("boot_ms")?, boot: boot.into() })
+    }
+
+    /// What `AGE_MS` wants.
+    pub(super) fn params(&self) -> [(&'static str, &dyn ToSql); 3] {
+        [(":wall_ms", &self.wall_ms), (":boot_ms", &self.boot_ms), (":boot", &self.boot)]
     }
 
     /// How long ago this was at `now`.

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
-use super::Place;
+use super::{Place, answers, credits, jobs, learned};
 
 /// Marks a file as ours: "SLGC".
 const APPLICATION: i32 = 0x534c_4743;
 
 /// Each brings a file one version further; `user_version` counts those done. A released step is never changed: add another.
-const STEPS: &[&str] = &[super::credits::TABLES];
+const STEPS: &[&str] = &[jobs::STEP, answers::STEP, learned::STEP, credits::STEP];
 
 /// Why a file cannot be used.
 enum Unfit {

@@ -90,14 +90,16 @@ impl Store {
     /// All of it in one transaction. An operation that fails takes no other with it; a commit that fails, all.
     pub(super) fn commit(&mut self, mut batch: Vec<Box<dyn Work>>) {
         let mut failed: Vec<Option<Error>> = vec![None; batch.len()];
+        let before = self.connection.total_changes();
         let committed = self.execute(&mut batch, &mut failed);
-        match &committed {
-            Err(error) => self.trouble(error),
-            Ok(()) => match failed.iter().flatten().next() {
-                Some(error) => self.trouble(error),
-                None if std::mem::take(&mut self.troubled) => tracing::info!("the ledger can be written again"),
-                None => {}
-            },
+        match committed.as_ref().err().or(failed.iter().flatten().next()) {
+            Some(error) => self.trouble(error),
+            // Rows that were not there can be deleted also where nothing can be written.
+            None if self.troubled && self.connection.total_changes() > before => {
+                self.troubled = false;
+                tracing::info!("the ledger can be written again");
+            }
+            None => {}
         }
         for (work, failed) in batch.into_iter().zip(failed) {
             work.done(match failed {

@@ -67,7 +67,7 @@ impl Call {
     ) -> Option<Key> {
         let comparable = self.create.is_some() && matches!(body, Held::Whole(..));
         let key = head.headers.get(IDEMPOTENCY_KEY).filter(|_| comparable)?;
-        Some(Key { account, client, name: String::from_utf8_lossy(key.as_bytes()).into_owned() })
+        Some(Key { account, client, name: key.as_bytes().escape_ascii().to_string() })
     }
 
     /// Its answer is read by us before it is passed on.

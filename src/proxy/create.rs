@@ -11,6 +11,7 @@ use http::{HeaderMap, Response, StatusCode};
 use tokio::sync::watch;
 
 use crate::credits::Receipt;
+use crate::ledger::answers::Keyed;
 
 use super::dispatch::{Outgoing, Passed, Refusal};
 use super::jobs::Charge;
@@ -24,10 +25,14 @@ use self::idempotency::{Entered, Key};
 pub(crate) mod idempotency;
 
 /// Runs a create in a task of its own, or joins the one with the same idempotency key.
-pub(crate) async fn create(worker: &Arc<Worker>, outgoing: Outgoing, key: Option<Key>) -> Result<Passed, Refusal> {
+pub(crate) async fn create(worker: &Arc<Worker>, mut outgoing: Outgoing, key: Option<Key>) -> Result<Passed, Refusal> {
     let app = &worker.app;
     let first = match &key {
-        Some(key) => app.idempotency.enter(key.clone(), outgoing.held.bytes())?,
+        Some(key) => {
+            let asked = idempotency::hash(outgoing.held.bytes());
+            outgoing.keyed = Some(Keyed { key: key.name.clone(), asked });
+            app.idempotency.enter(key.clone(), asked)?
+        }
         None => Entered::First(Arc::new(watch::Sender::new(None))),
     };
     let receiver = match first {
@@ -37,7 +42,10 @@ pub(crate) async fn create(worker: &Arc<Worker>, outgoing: Outgoing, key: Option
             let teller = Teller { app: Arc::clone(app), sender, key };
             let worker = Arc::clone(worker);
             app.tasks.spawn(async move {
-                let created = run_create(&worker, outgoing, &teller.sender).await;
+                let created = match &teller.key {
+                    Some(key) => run_keyed(&worker, outgoing, &teller.sender, key).await,
+                    None => run_create(&worker, outgoing, &teller.sender).await,
+                };
                 teller.tell(created);
             });
             receiver
@@ -53,6 +61,21 @@ pub(crate) async fn create(worker: &Arc<Worker>, outgoing: Outgoing, key: Option
             Ok(Passed { reply, charge: Some(*charge), queued: *queued, credits: *credits, meter: None })
         }
         Err(refusal) => Err(refusal.clone()),
+    }
+}
+
+/// Asks the ledger first: an earlier process may have had this key.
+async fn run_keyed(worker: &Worker, outgoing: Outgoing, caller: &watch::Sender<Outcome>, key: &Key) -> Created {
+    let app = &worker.app;
+    let asked = outgoing.keyed.as_ref().map(|keyed| keyed.asked).unwrap_or_default();
+    match app.answered_earlier(key, asked).await {
+        Ok(Some(created)) => created,
+        Ok(None) => {
+            let created = run_create(worker, outgoing, caller).await;
+            app.keep_answer(key, &created);
+            created
+        }
+        Err(refusal) => Created::refused(refusal),
     }
 }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::credits::hold::{Hold, Meter};
+use crate::credits::hold::Meter;
 use crate::credits::{Cost, Receipt};
+use crate::ledger::answers::Keyed;
 
 use super::Worker;
 use super::body::Held;
@@ -51,6 +52,8 @@ pub(crate) struct Outgoing {
     pub(crate) held: Held,
     pub(crate) model: String,
     pub(crate) cost: Option<Box<Cost>>,
+    /// A create's idempotency key, taken with its intent.
+    pub(crate) keyed: Option<Keyed>,
     pub(crate) max_wait: Duration,
 }
 
@@ -61,7 +64,7 @@ pub(crate) struct Passed {
     pub(crate) queued: Duration,
     pub(crate) credits: Option<Receipt>,
     /// Counts the tokens of the answer as it passes.
-    pub(crate) meter: Option<Meter>,
+    pub(crate) meter: Option<Box<Meter>>,
 }
 
 impl Outgoing {
@@ -97,14 +100,20 @@ impl Outgoing {
             queue.unmetered(client)
         };
         let queued = begun.elapsed();
+        let unsent = |rejection: Rejection| Refusal { spent: Spent { queued, ..Spent::default() }, ..rejection.into() };
         let Turn { permit, slot, seq } = turn;
-        let mut pending = slot.map(|slot| app.jobs.begin(slot, owner, &self.model));
-        let number = pending.as_ref().map(jobs::Pending::number);
-        let mut hold = app
-            .credits
-            .reserve(self.cost, number)
-            .await
-            .map_err(|rejection| Refusal { spent: Spent { queued, ..Spent::default() }, ..rejection.into() })?;
+        let mut hold = app.credits.reserve(self.cost, slot.is_some()).await.map_err(unsent)?;
+        let mut pending = match slot {
+            // A create that the ledger cannot keep is not sent. The ledger has told the log why.
+            Some(slot) => {
+                let begun = app.jobs.begin(slot, owner, &self.model, self.keyed).await;
+                Some(begun.map_err(|_| unsent(Rejection::Internal))?)
+            }
+            None => None,
+        };
+        if let (Some(hold), Some(pending)) = (&hold, &pending) {
+            hold.is_of(pending.number());
+        }
         let sending = Sending {
             worker,
             call,
@@ -113,20 +122,23 @@ impl Outgoing {
             head: self.head,
             held: self.held,
             pending: pending.as_mut(),
-            hold: hold.as_mut(),
+            hold: hold.as_deref_mut(),
             caller,
         };
         let reply = match sending.send(permit, seq).await {
             Ok(reply) => reply,
             Err(Unanswered { rejection, attempts, upstream }) => {
                 let charge = pending.as_ref().map_or(Charge::NotSent, jobs::Pending::charge);
-                let credits = hold.map(Hold::settle);
+                let credits = hold.map(|hold| hold.settle());
                 return Err(Refusal { rejection, charge, spent: Spent { attempts, queued, upstream, credits } });
             }
         };
         let status = reply.head.status;
         let whole = reply.body.whole().cloned().unwrap_or_default();
-        let charge = pending.map(|pending| pending.settle(status, &whole));
+        let charge = match pending {
+            Some(pending) => Some(pending.settle(status, &whole).await),
+            None => None,
+        };
         let (credits, meter) = hold.map(|hold| hold.answered(&reply.head, charge)).unwrap_or_default();
         match (&call.job, call.class) {
             (Some(id), Class::Poll) => app.jobs.saw_status(id, (owner, queue), status, &whole, true),

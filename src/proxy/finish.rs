@@ -23,7 +23,7 @@ pub(crate) struct Finish {
     begun: Instant,
     pub(crate) record: Record,
     /// Counts the tokens of the answer.
-    pub(crate) meter: Option<Meter>,
+    pub(crate) meter: Option<Box<Meter>>,
     whole: bool,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Record {
     pub(crate) code: Option<&'static str>,
     pub(crate) charge: Option<Charge>,
     /// Rules of the account that changed the request.
-    pub(crate) applied: Vec<Applied>,
+    pub(crate) applied: Box<[Applied]>,
     pub(crate) credits: Option<Receipt>,
     pub(crate) attempts: u32,
     pub(crate) queued: Duration,
@@ -62,7 +62,7 @@ impl Record {
             status: StatusCode::from_u16(CALLER_LEFT).unwrap_or_default(),
             code: None,
             charge: None,
-            applied: Vec::new(),
+            applied: Box::default(),
             credits: None,
             attempts: 0,
             queued: Duration::ZERO,

@@ -16,10 +16,11 @@ use http::StatusCode;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::clock::Clock;
 use crate::config;
+use crate::ledger::answers::Keyed;
+use crate::ledger::jobs::{Known, Origin};
+use crate::ledger::{self, Ledger};
 use crate::protocol::{End, Protocol};
-use crate::state::journal::{Journal, Known, Origin, unix_ms};
 
 use super::queue::{Account, Slot};
 
@@ -85,11 +86,8 @@ pub(crate) struct Jobs {
     uncertain: Mutex<HashMap<u64, Slot>>,
     due: Mutex<BinaryHeap<Reverse<(Instant, Due)>>>,
     kick: Notify,
-    journal: Option<Journal>,
-    /// Numbers creates where there is no journal to do it.
-    unnamed: std::sync::atomic::AtomicU64,
-    clock: Clock,
-    /// Names by index, for the journal.
+    ledger: Arc<Ledger>,
+    /// Names by index, for the ledger.
     accounts: Vec<String>,
     clients: Vec<String>,
     observers: Vec<Observer>,
@@ -119,8 +117,7 @@ impl Jobs {
         protocol: &'static Protocol,
         settings: config::Jobs,
         models: &[config::Model],
-        journal: Option<Journal>,
-        clock: Clock,
+        ledger: Arc<Ledger>,
         accounts: Vec<String>,
         clients: Vec<String>,
     ) -> Self {
@@ -132,9 +129,7 @@ impl Jobs {
             uncertain: Mutex::default(),
             due: Mutex::default(),
             kick: Notify::new(),
-            journal,
-            unnamed: std::sync::atomic::AtomicU64::new(0),
-            clock,
+            ledger,
             accounts,
             clients,
             observers: Vec::new(),
@@ -148,45 +143,54 @@ impl Jobs {
 
     /// Takes up what an earlier process left. Jobs of accounts or clients that are gone from the configuration go to the default ones.
     pub(crate) fn restore(&self, known: Known, accounts: &[Arc<Account>]) {
-        let now = Instant::now();
+        let (now, moment) = (Instant::now(), self.ledger.now());
         let owner = |origin: &Origin| Owner {
             account: self.accounts.iter().position(|name| *name == origin.account).unwrap_or(0),
             client: self.clients.iter().position(|name| *name == origin.client).unwrap_or(0),
         };
-        let wall = unix_ms(self.clock.wall());
-        let age = |origin: &Origin| Duration::from_millis(wall.saturating_sub(origin.at_ms));
-        for (id, origin) in known.jobs {
-            let owner = owner(&origin);
-            let started = now.checked_sub(age(&origin)).unwrap_or(now);
-            let slot = accounts[owner.account].adopt(owner.client);
-            let job = Job {
-                owner,
-                number: 0,
-                model: origin.model.into(),
-                slot: Some(slot),
-                started,
-                status: "unknown".into(),
-                // So that it is looked at right away, unless it is very young.
-                seen: started,
-                looks: 0,
-            };
+        for job in known.live {
+            let (owner, number, id) = (owner(&job.origin), job.number, job.id);
+            // A clock that was set during a reboot must not end it before it was looked at for a while.
+            let age = job.at.age(&moment).at_most_if_guessed(self.settings.max_age / 2);
+            let started = now.checked_sub(age).unwrap_or(now);
+            let (slot, model) = (Some(accounts[owner.account].adopt(owner.client)), job.origin.model.into());
+            // Seen so long ago, it is looked at right away, unless it is very young.
+            let job = Job { owner, number, model, slot, started, status: "unknown".into(), seen: started, looks: 0 };
             self.table.insert(id.clone(), job);
             self.schedule(now, Due::Look(id));
         }
-        for (n, origin) in known.uncertain {
-            let owner = owner(&origin);
-            self.hold(n, accounts[owner.account].adopt(owner.client));
+        for create in known.uncertain {
+            let owner = owner(&create.origin);
+            let left = self.settings.uncertain.saturating_sub(create.at.age(&moment).any());
+            self.keep(create.number, accounts[owner.account].adopt(owner.client), now + left);
+        }
+        for job in known.ended {
+            let (owner, number, id, status) = (owner(&job.origin), job.number, job.id, job.status);
+            let left = REMEMBERED.saturating_sub(job.at.age(&moment).any());
+            let model = job.origin.model.into();
+            self.table.insert(
+                id.clone(),
+                Job { owner, number, model, slot: None, started: now, status, seen: now, looks: 0 },
+            );
+            self.schedule(now + left, Due::Forget(id));
         }
     }
 
-    /// A create is about to be sent with this slot.
-    pub(crate) fn begin(self: &Arc<Self>, slot: Slot, owner: Owner, model: &str) -> Pending {
-        let model: Arc<str> = model.into();
-        let n = match &self.journal {
-            Some(journal) => journal.sending(self.origin(owner, &model)),
-            None => self.unnamed.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
-        };
-        Pending { jobs: Arc::clone(self), slot: Some(slot), n, owner, model, unknown: false, doubt: false, sent: false }
+    /// A create is about to be sent with this slot, and must not be where this fails. Ready when the ledger will know of it after a crash.
+    pub(crate) async fn begin(
+        self: &Arc<Self>,
+        slot: Slot,
+        owner: Owner,
+        model: &str,
+        key: Option<Keyed>,
+    ) -> Result<Pending, ledger::Error> {
+        let n = self.ledger.number();
+        let intent = self.ledger.sending(n, self.origin(owner, model), key);
+        // Before the wait: dropped in it, this takes the intent back.
+        let (jobs, slot, model) = (Arc::clone(self), Some(slot), model.into());
+        let pending = Pending { jobs, slot, n, owner, model, unknown: false, doubt: false, sent: false };
+        intent.await?;
+        Ok(pending)
     }
 
     fn origin(&self, owner: Owner, model: &str) -> Origin {
@@ -194,7 +198,6 @@ impl Jobs {
             account: self.accounts[owner.account].clone(),
             client: self.clients[owner.client].clone(),
             model: model.to_owned(),
-            at_ms: unix_ms(self.clock.wall()),
         }
     }
 
@@ -247,10 +250,9 @@ impl Jobs {
             // Started past this proxy, or before it knew: the upstream counts it, so we do.
             let (owner, account) = asker;
             let slot = account.adopt(owner.client);
-            self.insert(id, owner, 0, "unknown".into(), slot, answer.status.unwrap_or_default());
-            if let Some(journal) = &self.journal {
-                journal.seen(id, self.origin(owner, "unknown"));
-            }
+            let number = self.ledger.number();
+            self.ledger.seen(number, id, self.origin(owner, "unknown"));
+            self.insert(id, owner, number, "unknown".into(), slot, answer.status.unwrap_or_default());
         }
     }
 
@@ -302,25 +304,26 @@ impl Jobs {
         let Some((slot, owner, number)) = ended else { return };
         let ended = Ended { id: id.to_owned(), owner, number, end, answer: answer.cloned() };
         self.observers.iter().for_each(|observer| observer(&ended));
-        if let Some(journal) = &self.journal {
-            journal.ended(id);
-        }
+        self.ledger.ended(number, status);
         drop(slot);
         tracing::debug!(job = id, status, end = end.name(), "job ended");
         self.schedule(Instant::now() + REMEMBERED, Due::Forget(id.to_owned()));
     }
 
     fn hold(&self, n: u64, slot: Slot) {
+        self.ledger.uncertain(n);
+        self.keep(n, slot, Instant::now() + self.settings.uncertain);
+    }
+
+    fn keep(&self, n: u64, slot: Slot, until: Instant) {
         self.uncertain.lock().unwrap_or_else(PoisonError::into_inner).insert(n, slot);
-        self.schedule(Instant::now() + self.settings.uncertain, Due::Certain(n));
+        self.schedule(until, Due::Certain(n));
     }
 
     fn release(&self, n: u64) {
         let slot = self.uncertain.lock().unwrap_or_else(PoisonError::into_inner).remove(&n);
-        if slot.is_some()
-            && let Some(journal) = &self.journal
-        {
-            journal.nothing(n);
+        if slot.is_some() {
+            self.ledger.given_up(n);
         }
         drop(slot);
     }

@@ -30,7 +30,7 @@ pub(crate) enum Rejection {
     #[error("{} (accounts.NAME.allow_models, deny_models)", not_allowed(.model))]
     ModelDenied { model: String },
     #[error("{}", exhausted(*.needed, *.left, *.limit))]
-    CreditsExhausted { needed: Amount, left: Amount, limit: Amount, resets_in: Duration, resets_at: u64 },
+    CreditsExhausted { needed: Amount, left: Amount, limit: Amount, resets_in_secs: u32, resets_at: u64 },
     #[error("method {0} is not forwarded")]
     MethodRefused(&'static str),
     #[error("no part of the request body came for {} s", .idle.as_secs_f64())]
@@ -159,7 +159,9 @@ impl Rejection {
             | Self::QueueFull { retry_in, .. }
             | Self::QueueTimeout { retry_in, .. } => Some(*retry_in),
             // More than a whole day's budget never fits.
-            Self::CreditsExhausted { needed, limit, resets_in, .. } => (needed <= limit).then_some(*resets_in),
+            Self::CreditsExhausted { needed, limit, resets_in_secs, .. } => {
+                (needed <= limit).then_some(Duration::from_secs((*resets_in_secs).into()))
+            }
             Self::JobLimit { .. } | Self::Draining | Self::UpstreamUnreachable { .. } => Some(Duration::from_secs(1)),
             _ => None,
         }

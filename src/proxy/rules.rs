@@ -44,11 +44,11 @@ impl App {
         head: &mut request::Parts,
         body: &mut Held,
         model: &mut Option<String>,
-    ) -> Result<Vec<Applied>, Rejection> {
+    ) -> Result<Box<[Applied]>, Rejection> {
         let rules = &self.accounts[account].rules;
         let llm = call.family.is_llm() && head.method == Method::POST;
         if call.auth != RouteAuth::Account || *rules == Rules::default() || !(llm || call.create.is_some()) {
-            return Ok(Vec::new());
+            return Ok(Box::default());
         }
         let mut applied = Vec::new();
         if let Some(place) = path_model(call.family, head.uri.path()) {
@@ -72,7 +72,7 @@ impl App {
         }
         // What cannot be read is refused for creates only: below /llm much else than models is asked for.
         if rules.allow(model.as_deref()) || (model.is_none() && llm) {
-            Ok(applied)
+            Ok(applied.into())
         } else {
             Err(Rejection::ModelDenied { model: model.clone().unwrap_or_default() })
         }

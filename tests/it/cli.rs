@@ -457,6 +457,24 @@ async fn healthcheck_needs_no_key() {
 }
 
 #[tokio::test]
+async fn usage_asks_the_running_proxy() {
+    let scratch = Scratch::new();
+    let mock = mock(Options::default()).await;
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let admin = free.local_addr().unwrap().to_string();
+    drop(free);
+    let url = format!("http://{admin}");
+    assert_eq!(scratch.run(&["usage", "--url", &url]).await.code, Some(1));
+    let mut proxy = Running::start(scratch.proxy(&mock, &[]).env("SLUICEGATE_ADMIN_LISTEN", &admin));
+    proxy.ready().await;
+    let shown = scratch.run(&["usage", "--url", &url]).await;
+    assert_eq!(shown.code, Some(0), "{}", shown.err);
+    assert!(shown.out.contains("budgets renew in") && shown.out.contains("account"), "{}", shown.out);
+    let json = scratch.run(&["usage", "--json", "--url", &url]).await;
+    assert!(json.out.contains("\"last_30_days\":[]"), "{}", json.out);
+}
+
+#[tokio::test]
 async fn healthcheck_gives_up_on_a_port_that_never_answers() {
     let scratch = Scratch::new();
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -300,6 +300,23 @@ async fn what_was_under_way_at_a_kill_stays_charged() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_job_that_fails_after_a_restart_is_refunded() {
+    let (clock, _) = clock();
+    let mock = mock(Options::default());
+    let site = local(clock).proxy_to(Arc::clone(&mock), Scratch::new());
+    let failing = create_with(&json!({"model": "flux-schnell", "input": {"fail": true, "run_time_ms": 60_000}}));
+    let id = site.send(failing).await.job_id();
+    site.start_job().await;
+    let site = local(clock).proxy_to(Arc::clone(&mock), kill(site));
+    assert!((used(&site) - 2.0).abs() < 1e-9);
+    sleep(Duration::from_secs(100)).await;
+    assert_eq!(site.send(poll(&id)).await.json()["status"], "failed");
+    assert!((used(&site) - 1.0).abs() < 1e-9);
+    let site = local(clock).proxy_to(Arc::clone(&mock), kill(site));
+    assert!((used(&site) - 1.0).abs() < 1e-9, "once");
+}
+
+#[tokio::test(start_paused = true)]
 async fn steps_of_the_clock_give_no_extra_credit() {
     let (clock, step) = clock();
     let mock = mock(Options::default());

@@ -31,6 +31,8 @@ mod cancel;
 
 mod restart;
 
+mod ledger;
+
 mod admin;
 
 mod sdk;

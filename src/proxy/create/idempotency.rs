@@ -1,4 +1,6 @@
 //! A caller's own `Idempotency-Key` on a create, honoured here: the same key and body get the first answer again, for 24 h.
+//!
+//! Creates under way and answers of this process are here; those of earlier processes are asked for in the ledger.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +11,13 @@ use dashmap::mapref::entry::Entry;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::ledger::answers::{Earlier, Said};
+use crate::proxy::App;
+use crate::proxy::dispatch::Refusal;
+use crate::proxy::jobs::Charge;
 use crate::proxy::rejection::Rejection;
 
-use super::Outcome;
+use super::{Answer, Created, Outcome};
 
 /// How long an answer is given again for the same key.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
@@ -46,9 +52,7 @@ pub(crate) enum Entered {
 
 impl Idempotency {
     /// Joins the create with this key, or becomes it. The same key with another body is refused.
-    pub(crate) fn enter(&self, key: Key, body: &[u8]) -> Result<Entered, Rejection> {
-        let mut hash = [0; 32];
-        hash.copy_from_slice(digest(&SHA256, body).as_ref());
+    pub(crate) fn enter(&self, key: Key, hash: [u8; 32]) -> Result<Entered, Rejection> {
         let now = Instant::now();
         if self.0.len() >= MOST_KEPT {
             self.make_room(now);
@@ -90,14 +94,60 @@ impl Idempotency {
     }
 }
 
+/// What tells one body from another.
+pub(crate) fn hash(body: &[u8]) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest(&SHA256, body).as_ref());
+    hash
+}
+
+impl App {
+    /// What an earlier process knows of this key: the answer to give again, or `None`, and then the create is the first with it. One that was
+    /// sent and not answered is not sent again, whoever asks.
+    pub(super) async fn answered_earlier(&self, key: &Key, hash: [u8; 32]) -> Result<Option<Created>, Refusal> {
+        let (account, client) = self.names(key);
+        let earlier = self.ledger.earlier(account, client, &key.name).await.map_err(|_| Rejection::Internal)?;
+        let Some(Earlier { asked, said }) = earlier else { return Ok(None) };
+        if asked != hash {
+            return Err(Rejection::IdempotencyMismatch.into());
+        }
+        let Some(Said { status, headers, body, accepted }) = said else {
+            let rejection = Rejection::OutcomeUnknown { attempts: 0 };
+            return Err(Refusal { charge: Charge::Unknown, ..rejection.into() });
+        };
+        let charge = if accepted { Charge::Accepted } else { Charge::Unknown };
+        Ok(Some(Created {
+            answer: Ok(Answer { status, headers, body, charge }),
+            attempts: 0,
+            queued: Duration::ZERO,
+            upstream: Duration::ZERO,
+            credits: None,
+        }))
+    }
+
+    /// Keeps an answer for later processes.
+    pub(super) fn keep_answer(&self, key: &Key, created: &Created) {
+        let Ok(Answer { status, headers, body, charge }) = &created.answer else { return };
+        if !matches!(charge, Charge::Accepted | Charge::Unknown) {
+            return;
+        }
+        let (account, client) = self.names(key);
+        let (headers, body, accepted) = (headers.clone(), body.clone(), *charge == Charge::Accepted);
+        self.ledger.answered(account, client, &key.name, Said { status: *status, headers, body, accepted });
+    }
+
+    fn names(&self, key: &Key) -> (&str, &str) {
+        (&self.account(key.account).name, &self.clients.names()[key.client])
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
     use http::{HeaderMap, StatusCode};
 
     use super::*;
-    use crate::proxy::create::{Answer, Created, outcome};
-    use crate::proxy::jobs::Charge;
+    use crate::proxy::create::outcome;
 
     fn key(name: &str) -> Key {
         Key { account: 0, client: 0, name: name.into() }
@@ -118,26 +168,26 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_same_key_and_body_get_the_first_answer_for_a_day() {
         let kept = Idempotency::default();
-        let Ok(Entered::First(sender)) = kept.enter(key("a"), b"body") else { panic!("the first") };
-        let Ok(Entered::Join(running)) = kept.enter(key("a"), b"body") else { panic!("joins") };
+        let Ok(Entered::First(sender)) = kept.enter(key("a"), hash(b"body")) else { panic!("the first") };
+        let Ok(Entered::Join(running)) = kept.enter(key("a"), hash(b"body")) else { panic!("joins") };
         sender.send_replace(Some(created()));
         assert!(outcome(running).await.is_some());
-        let Ok(Entered::Join(again)) = kept.enter(key("a"), b"body") else { panic!("again") };
+        let Ok(Entered::Join(again)) = kept.enter(key("a"), hash(b"body")) else { panic!("again") };
         assert_eq!(outcome(again).await.expect("there").charge(), Charge::Accepted);
-        assert!(matches!(kept.enter(key("a"), b"other"), Err(Rejection::IdempotencyMismatch)));
-        assert!(matches!(kept.enter(Key { client: 1, ..key("a") }, b"other"), Ok(Entered::First(_))));
+        assert!(matches!(kept.enter(key("a"), hash(b"other")), Err(Rejection::IdempotencyMismatch)));
+        assert!(matches!(kept.enter(Key { client: 1, ..key("a") }, hash(b"other")), Ok(Entered::First(_))));
         tokio::time::advance(KEPT_FOR).await;
-        assert!(matches!(kept.enter(key("a"), b"other"), Ok(Entered::First(_))));
+        assert!(matches!(kept.enter(key("a"), hash(b"other")), Ok(Entered::First(_))));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_create_that_cost_nothing_is_forgotten_and_the_number_kept_is_bounded() {
         let kept = Idempotency::default();
-        let Ok(Entered::First(sender)) = kept.enter(key("a"), b"body") else { panic!("the first") };
+        let Ok(Entered::First(sender)) = kept.enter(key("a"), hash(b"body")) else { panic!("the first") };
         kept.forget(&key("a"), &sender);
-        assert!(matches!(kept.enter(key("a"), b"other"), Ok(Entered::First(_))));
+        assert!(matches!(kept.enter(key("a"), hash(b"other")), Ok(Entered::First(_))));
         for n in 0..MOST_KEPT + 5 {
-            if let Ok(Entered::First(sender)) = kept.enter(key(&n.to_string()), b"") {
+            if let Ok(Entered::First(sender)) = kept.enter(key(&n.to_string()), hash(b"")) {
                 sender.send_replace(Some(created()));
             }
         }

@@ -52,6 +52,9 @@ impl Pending {
         // Tried again although the attempt before may have run: that doubt stays.
         self.doubt |= self.unknown;
         self.unknown = true;
+        if self.sent {
+            self.jobs.ledger.sent_again(self.n);
+        }
         self.sent = true;
     }
 
@@ -74,8 +77,8 @@ impl Pending {
         }
     }
 
-    /// The upstream's final answer.
-    pub(crate) fn settle(mut self, status: StatusCode, body: &Bytes) -> Charge {
+    /// The upstream's final answer. Ready when a job's id is in the ledger: nobody hears of one that a crash would forget.
+    pub(crate) async fn settle(mut self, status: StatusCode, body: &Bytes) -> Charge {
         if status.is_success() {
             let answer = self.jobs.protocol.read(body);
             let Some((id, answer)) = answer.and_then(|answer| Some((answer.id.clone()?, answer))) else {
@@ -86,13 +89,14 @@ impl Pending {
                 return Charge::Unknown;
             };
             self.unknown = false;
-            if let Some(journal) = &self.jobs.journal {
-                journal.started(self.n, &id);
-            }
+            let kept = self.jobs.ledger.started(self.n, &id);
             let status = answer.status.unwrap_or_else(|| "accepted".into());
             self.jobs.insert(&id, self.owner, self.n, Arc::clone(&self.model), slot, status.clone());
             if let Some(end) = answer.ended {
                 self.jobs.end(&id, end, &status, Some(body));
+            }
+            if let Err(error) = kept.await {
+                tracing::debug!(job = id, %error, "after a crash this job would count as a create of unknown outcome");
             }
             return Charge::Accepted;
         }
@@ -115,9 +119,7 @@ impl Drop for Pending {
         if self.unknown {
             self.jobs.hold(self.n, slot);
         } else {
-            if let Some(journal) = &self.jobs.journal {
-                journal.nothing(self.n);
-            }
+            self.jobs.ledger.refused(self.n);
             drop(slot);
         }
     }

@@ -92,10 +92,19 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.expect("an open connection");
+    try_exchange(io, request).await.expect("an answer")
+}
+
+/// The same; `None` where the connection breaks before the answer's head.
+pub async fn try_exchange<B>(io: impl AsyncRead + AsyncWrite + Unpin, request: Request<B>) -> Option<Answer>
+where
+    B: Body<Data = Bytes> + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await.ok()?;
     let exchange = async {
-        let response = sender.send_request(request).await.expect("an answer");
-        read(response).await
+        let response = sender.send_request(request).await.ok()?;
+        Some(read(response).await)
     };
     let (mut exchange, mut connection) = (pin!(exchange), pin!(connection));
     tokio::select! {
