@@ -81,7 +81,7 @@ impl Unfit {
         let path = path.display();
         let aside = format!(
             "move it aside to start without it (mv {path} {path}.bad; rm -f {path}-wal). Lost then: which jobs are live and which creates are unanswered \
-             (their slots count as free, the upstream may refuse creates until they end), answers to earlier Idempotency-Keys, learned run times"
+             (their slots count as free, the upstream may refuse creates until they end), answers to earlier Idempotency-Keys, learned run times, what today has cost"
         );
         let (kind, text) = match self {
             Self::Sqlite(error) => match error.sqlite_error_code() {

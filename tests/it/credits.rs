@@ -300,6 +300,37 @@ async fn what_was_under_way_at_a_kill_stays_charged() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn killed_at_any_moment_nothing_that_was_bought_is_forgotten() {
+    for round in 0..30_u64 {
+        let (clock, _) = clock();
+        let (answer_delay, count_delay) = (Duration::from_millis(200), Duration::from_millis(90));
+        let mock = mock(Options { answer_delay, count_delay, ..Options::default() });
+        let mut scratch = Scratch::new();
+        let mut flying = 0;
+        for kills in 0..3 {
+            let site = local(clock).proxy_to(Arc::clone(&mock), scratch);
+            for at in 0..3 {
+                site.spawn(create());
+                sleep(Duration::from_millis(40 + at)).await;
+            }
+            flying += 3;
+            sleep(Duration::from_millis(round * 17 + kills)).await;
+            scratch = kill(site);
+        }
+        sleep(HOUR).await;
+        let site = local(clock).proxy_to(Arc::clone(&mock), scratch);
+        #[allow(clippy::cast_precision_loss, reason = "a handful")]
+        let bought = mock.stats().creates_accepted as f64;
+        assert!(
+            used(&site) >= bought && used(&site) <= f64::from(flying),
+            "round {round}: {} for {bought}",
+            used(&site)
+        );
+        assert_eq!(site.proxy.credits()["today"][0]["reserved"], 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_job_that_fails_after_a_restart_is_refunded() {
     let (clock, _) = clock();
     let mock = mock(Options::default());
