@@ -84,11 +84,12 @@ impl Admin {
             ("/api/v1/jobs", false) => {
                 text(StatusCode::OK, "application/json", json!({"jobs": app.jobs.views()}).to_string())
             }
+            ("/api/v1/usage", false) => text(StatusCode::OK, "application/json", app.credits.report().to_string()),
             ("/api/v1/webhooks", false) => webhooks(app, head.uri.query() == Some("state=dead")).await,
             _ => text(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "nothing here: /livez /readyz /metrics /api/v1/status /api/v1/jobs /api/v1/webhooks\n",
+                "nothing here: /livez /readyz /metrics /api/v1/status /api/v1/jobs /api/v1/usage /api/v1/webhooks\n",
             ),
         }
     }
@@ -164,6 +165,7 @@ pub(crate) fn status(app: &App) -> Value {
 impl App {
     fn render_metrics(&self) -> String {
         let queues: Vec<_> = self.queues().collect();
+        self.credits.set_gauges();
         self.metrics.render(&queues, self.jobs.uncertain(), self.bodies.held_bytes(), !self.drain.is_cancelled())
     }
 }

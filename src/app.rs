@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin;
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::credits::Credits;
 use crate::ledger::{Ledger, Place};
 use crate::metrics::Metrics;
 use crate::protocol::{CORE_TODAY, KeyHeaders, Protocol};
@@ -162,6 +163,12 @@ impl Proxy {
     pub fn status(&self) -> serde_json::Value {
         admin::status(&self.worker.app)
     }
+
+    /// The credits used, as the admin port tells them.
+    #[must_use]
+    pub fn credits(&self) -> serde_json::Value {
+        self.worker.app.credits.report()
+    }
 }
 
 impl Drop for Proxy {
@@ -201,11 +208,13 @@ fn build_app(
     let metrics = Arc::new(Metrics::new(&names));
     let ledger = open_ledger(state, clock, metrics.ledger_failures.clone()).map_err(StartError::State)?;
     let known = ledger.known().map_err(|error| StartError::State(io::Error::other(error)))?;
-    let ledger = Arc::new(ledger);
+    let (ledger, key_of) = (Arc::new(ledger), keys(&config.accounts));
     let accounts = build_accounts(config, state, now)?;
     let around = webhooks::Parts { ledger: Arc::clone(&ledger), clock, metrics: metrics.webhooks.clone(), ours };
     let (hooks, due) = Webhooks::new(&config.webhooks, protocol(config.upstream.protocol), around);
     let hooks = Arc::new(hooks);
+    let credits = Credits::open(config, clients.names(), &key_of, Arc::clone(&ledger), metrics.credits.clone());
+    let credits = Arc::new(credits.map_err(|error| StartError::State(io::Error::other(error)))?);
     let mut jobs = Jobs::new(
         protocol(config.upstream.protocol),
         config.jobs.clone(),
@@ -216,6 +225,8 @@ fn build_app(
     );
     let observer = Arc::clone(&hooks);
     jobs.observe(Box::new(move |ended| observer.ended(ended)));
+    let book = Arc::clone(&credits);
+    jobs.observe(Box::new(move |ended| book.job_ended(ended)));
     let jobs = Arc::new(jobs);
     let queues: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.queue)).collect();
     jobs.restore(known, &queues);
@@ -237,6 +248,7 @@ fn build_app(
         max_body_bytes: server.max_body_bytes,
         ledger,
         webhooks: hooks,
+        credits,
         jobs,
         idempotency: Idempotency::default(),
         retry: config.retry.clone(),
@@ -293,6 +305,12 @@ fn build_accounts(config: &Config, state: Option<&State>, now: Instant) -> Resul
         built.push(Account::new(account, key, queue, Budget::new(config.retry.budget, config.retry.budget_floor, now)));
     }
     Ok(built)
+}
+
+/// By account: the first one with the same key.
+fn keys(accounts: &[config::Account]) -> Vec<usize> {
+    let first = |account: &config::Account| accounts.iter().position(|other| other.key == account.key);
+    accounts.iter().map(|account| first(account).unwrap_or_default()).collect()
 }
 
 fn protocol(protocol: config::Protocol) -> &'static Protocol {

@@ -26,7 +26,8 @@ impl Desk {
             jitter: Duration::from_millis(1500),
         });
         let concurrent_jobs = jobs.and_then(NonZeroU32::new);
-        let plan = Plan { name: "bench".into(), requests, concurrent_jobs, pacing, llm: Llm::Shared };
+        let plan =
+            Plan { name: "bench".into(), requests, concurrent_jobs, pacing, llm: Llm::Shared, credits_per_day: None };
         let now = Instant::now();
         let account = Account::new("bench".into(), &plan, &vec![(None, 1); clients], 1_000_000, None, now);
         Self { account, deadline: now }

@@ -32,6 +32,8 @@ mod exports;
 
 mod healthcheck;
 
+mod usage;
+
 mod explain;
 
 mod webhooks;
@@ -104,6 +106,8 @@ enum Command {
     Healthcheck(healthcheck::HealthArgs),
     /// Show a running proxy's webhooks, or have it deliver some again; needs no key
     Webhooks(webhooks::WebhookArgs),
+    /// Show the credits that a running proxy has used: budgets, today, the last 30 days
+    Usage(usage::UsageArgs),
     /// Explain an error code of the proxy; without one, list them
     Explain {
         /// The `code` of the answer, like `queue_timeout`
@@ -171,6 +175,7 @@ impl Cli {
             Command::Env(args) => exports::env(args, above),
             Command::Healthcheck(args) => healthcheck::healthcheck(args, above).await,
             Command::Webhooks(args) => webhooks::webhooks(args, above).await,
+            Command::Usage(args) => usage::usage(args, above).await,
             _ if !above.is_empty() => Err(Failure::wrong(
                 "--config, --account, --listen and --upstream before this command do nothing; see its own --help",
             )),

@@ -1,6 +1,7 @@
 //! The one source of wall-clock time. Durations and deadlines are tokio's; this is only for what is said to others: epoch seconds in
 //! headers, HTTP dates, the ledger.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -16,6 +17,8 @@ struct Start {
     wall: SystemTime,
     boot: Duration,
     at: Instant,
+    /// Seconds by which a test steps the wall clock.
+    step: Option<&'static AtomicI64>,
 }
 
 impl Clock {
@@ -28,12 +31,24 @@ impl Clock {
     /// Starts at the system's time and then follows tokio's, paused or not.
     #[must_use]
     pub fn tokio() -> Self {
-        Self(Some(Start { wall: SystemTime::now(), boot: boot::clock(), at: Instant::now() }))
+        Self(Some(Start { wall: SystemTime::now(), boot: boot::clock(), at: Instant::now(), step: None }))
+    }
+
+    /// Starts at `wall` and follows tokio's; the wall clock is `step` seconds off it, the boot clock is not. It goes on when the proxy
+    /// that it was given to has ended.
+    #[must_use]
+    pub fn stepped(wall: SystemTime, step: &'static AtomicI64) -> Self {
+        Self(Some(Start { wall, boot: boot::clock(), at: Instant::now(), step: Some(step) }))
     }
 
     /// Now.
+    #[must_use]
     pub fn wall(&self) -> SystemTime {
-        self.0.map_or_else(SystemTime::now, |start| start.wall + start.at.elapsed())
+        let Some(start) = self.0 else { return SystemTime::now() };
+        let wall = start.wall + start.at.elapsed();
+        let step = start.step.map_or(0, |step| step.load(Ordering::Relaxed));
+        let by = Duration::from_secs(step.unsigned_abs());
+        if step < 0 { wall - by } else { wall + by }
     }
 
     /// Now, since the machine started.

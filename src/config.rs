@@ -15,6 +15,7 @@ pub use self::file::keys;
 pub use self::load::{Flags, Loaded, Sources, TEMPLATE, load, prepare};
 pub use self::report::Report;
 pub use self::secret::Secret;
+pub use crate::credits::amount::Amount;
 
 // In reading order: find the file, parse it, lay the environment over it, check it, build from it.
 mod load;
@@ -70,6 +71,8 @@ pub struct Config {
     pub models: Vec<Model>,
     /// Where webhooks go and come from.
     pub webhooks: Webhooks,
+    /// When a day of credits begins, and what is given back.
+    pub credits: Credits,
     /// What survives a restart.
     pub state: State,
     /// How the log is written.
@@ -178,6 +181,31 @@ pub struct Account {
     pub key: Secret,
     /// Where the key came from, for people: `environment variable CORE_API_KEY`, `file /run/secrets/key`, `command op`.
     pub key_origin: String,
+    /// What its calls may ask for.
+    pub rules: Rules,
+}
+
+/// What an environment may ask for: cheap models on a developer's machine, all of them in production.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rules {
+    /// Models that are replaced: the one asked for, and the one that is sent.
+    pub substitute: Vec<(String, String)>,
+    /// Fields of `input` and the most that each may be.
+    pub caps: Vec<(String, serde_json::Number)>,
+    /// Which models may be sent.
+    pub models: Models,
+}
+
+/// Which models an account may be asked for. A name matches whole or by its last segments.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Models {
+    /// All.
+    #[default]
+    Any,
+    /// Only these.
+    Only(Vec<String>),
+    /// All but these.
+    Not(Vec<String>),
 }
 
 /// `[plans.NAME]`: limits. What is left out is not limited.
@@ -193,6 +221,8 @@ pub struct Plan {
     pub pacing: Pacing,
     /// Whether LLM calls spend the same quota.
     pub llm: Llm,
+    /// What a day may cost.
+    pub credits_per_day: Option<Amount>,
 }
 
 /// A rate: at most `limit` attempts in any `window`.
@@ -298,6 +328,39 @@ pub struct Model {
     pub name: String,
     /// First interval of the proxy's own looks at a job of this model that nobody polls.
     pub poll: Duration,
+    /// What a call costs; `None`: nothing.
+    pub price: Option<Price>,
+}
+
+/// What a call of a model costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Price {
+    /// Each accepted create or LLM call.
+    Call(Amount),
+    /// A thousand tokens of what the answer's `usage` says.
+    ThousandTokens(Amount),
+}
+
+/// `[credits]`: when a day begins, and what is given back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credits {
+    /// East of UTC; where midnight is.
+    pub utc_offset_secs: i32,
+    /// Jobs that end so cost nothing.
+    pub refund: Vec<Refund>,
+}
+
+/// An end of a job whose credits may be given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refund {
+    /// The upstream says so.
+    Failed,
+    /// By a client.
+    Cancelled,
+    /// Older than `jobs.max_age`.
+    Expired,
+    /// The upstream knows it no longer.
+    Gone,
 }
 
 /// `[webhooks]`: telling apps of their jobs' ends.

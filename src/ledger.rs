@@ -33,6 +33,9 @@ pub(crate) mod learned;
 /// When something happened, so that ages survive steps of the clock.
 pub(crate) mod moment;
 
+/// Reservations and totals of credits.
+pub(crate) mod credits;
+
 /// Tables, and how a file comes by them.
 mod schema;
 

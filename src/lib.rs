@@ -7,6 +7,7 @@ pub mod bench;
 pub mod cli;
 pub mod clock;
 pub mod config;
+mod credits;
 mod ledger;
 mod metrics;
 pub mod mock;

@@ -15,6 +15,9 @@ use crate::proxy::queue::{Account, Class};
 use crate::proxy::quota::Refused;
 use crate::proxy::retry::Outcome;
 
+/// What is counted of credits.
+pub(crate) mod credits;
+
 /// Waits and durations: from a local hit to half an hour in the queue.
 const BUCKETS: [f64; 12] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0];
 const STATUSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -36,6 +39,7 @@ pub(crate) struct Metrics {
     /// Operations that the ledger lost or refused.
     pub(crate) ledger_failures: Counter,
     pub(crate) webhooks: WebhookMetrics,
+    pub(crate) credits: credits::Metrics,
     /// By class (the last: unclassified) and status class.
     requests: [[Counter; 5]; 5],
     rejections: Family<[(&'static str, &'static str); 1], Counter>,
@@ -109,6 +113,7 @@ impl Metrics {
         let webhooks = WebhookMetrics::register(&mut registry);
         let ledger_failures = Counter::default();
         registry.register("ledger_failures", "Writes to the ledger that failed", ledger_failures.clone());
+        let credits = credits::Metrics::register(&mut registry);
         let info = Family::<[(&str, &str); 1], Gauge>::default();
         info.get_or_create_owned(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("build_info", "The running version", info);
@@ -134,6 +139,7 @@ impl Metrics {
             connections,
             ledger_failures,
             webhooks,
+            credits,
             requests,
             rejections,
             gauges,

@@ -34,6 +34,12 @@ pub(crate) mod classify;
 /// Bodies held for the queue and for retries, or streamed once.
 pub(crate) mod body;
 
+/// What the account's environment may ask for.
+pub(crate) mod rules;
+
+/// What it costs.
+pub(crate) mod cost;
+
 /// Creates run in tasks of their own and may carry an idempotency key.
 pub(crate) mod create;
 
@@ -79,7 +85,7 @@ pub(crate) struct Worker {
 /// The way of one request. Any step may refuse, and the refusal is the answer; a refusal spends nothing that was taken before it.
 async fn forward(
     worker: &Arc<Worker>,
-    head: request::Parts,
+    mut head: request::Parts,
     body: Incoming,
     record: &mut Record,
 ) -> Result<Passed, Refusal> {
@@ -93,10 +99,14 @@ async fn forward(
     record.account = Some(account);
     app.refuse_while_draining()?;
     let max_wait = app.max_wait(&head)?;
-    let (body, model) = app.take_body(&call, body).await?;
+    let (mut body, mut model) = app.take_body(&call, body).await?;
+    record.applied = app.apply_rules(&call, account, &mut head, &mut body, &mut model)?;
+    let cost = app.cost(&call, (account, client), &head, &body, model.as_deref());
     let idempotency = call.idempotency_key(account, client, &head, &body);
     let head = app.outbound(&call, account, head)?;
-    let outgoing = Outgoing { call, account, client, head, held: body, model, keyed: None, max_wait, webhook: None };
+    let model = model.unwrap_or_else(|| "unknown".into());
+    let outgoing =
+        Outgoing { call, account, client, head, held: body, model, cost, keyed: None, max_wait, webhook: None };
     match outgoing.call.create {
         Some(_) => create::create(worker, outgoing, idempotency).await,
         None => outgoing.dispatch(worker, None).await,

@@ -103,6 +103,7 @@ fn config(mock: &Mock) -> Result<Config, Failure> {
         concurrent_jobs: jobs.and_then(NonZeroU32::new),
         pacing: Pacing::Auto,
         llm: config::Llm::Shared,
+        credits_per_day: None,
     };
     let plan = Arc::new(plan);
     for account in &mut config.accounts {

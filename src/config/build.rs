@@ -6,9 +6,11 @@ use super::source::Surroundings;
 use super::{Config, document::Table};
 
 mod accounts;
+mod credits;
 mod plans;
 mod policy;
 mod ports;
+mod rules;
 mod state;
 mod upstream;
 mod webhooks;
@@ -37,6 +39,7 @@ pub(super) fn build(table: &Table, context: &mut Context<'_>, problems: &Problem
     let jobs = policy::jobs(&root);
     let models = policy::models(&root);
     let webhooks = webhooks::read(&root, &server, &admin, context);
+    let credits = credits::read(&root);
     let state = state::read(&root, context);
     let log = state::log(&root);
     let accounts = accounts?;
@@ -53,6 +56,7 @@ pub(super) fn build(table: &Table, context: &mut Context<'_>, problems: &Problem
         jobs,
         models,
         webhooks,
+        credits,
         state: state?,
         log,
     })

@@ -51,6 +51,10 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("accounts.*.key.env", Text),
     ("accounts.*.key.file", Text),
     ("accounts.*.key.command", Texts),
+    ("accounts.*.substitute.*", Text),
+    ("accounts.*.caps.*", Number),
+    ("accounts.*.deny_models", Texts),
+    ("accounts.*.allow_models", Texts),
     ("plans.*.requests_per_minute", Number),
     ("plans.*.requests", Number),
     ("plans.*.per", Text),
@@ -58,6 +62,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("plans.*.pacing", Text),
     ("plans.*.jitter", Text),
     ("plans.*.llm", Text),
+    ("plans.*.credits_per_day", Number),
     ("clients.name", Text),
     ("clients.token.env", Text),
     ("clients.token.file", Text),
@@ -84,6 +89,10 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("webhooks.listen", Text),
     ("webhooks.public_url", Text),
     ("webhooks.allow", Texts),
+    ("models.*.credits", Number),
+    ("models.*.credits_per_1k_tokens", Number),
+    ("credits.utc_offset", Text),
+    ("credits.refund", Texts),
     ("state.store", Text),
     ("state.path", Text),
     ("log.format", Text),
@@ -91,20 +100,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
 ];
 
 /// Keys of the design that a later version will read.
-pub(super) const LATER: &[&str] = &[
-    "plans.*.credits_per_day",
-    "accounts.*.substitute",
-    "accounts.*.caps",
-    "accounts.*.deny_models",
-    "accounts.*.allow_models",
-    "jobs.result_ttl",
-    "jobs.hold",
-    "models.*.credits",
-    "models.*.credits_per_1k_tokens",
-    "credits",
-    "state.redis",
-    "protocols",
-];
+pub(super) const LATER: &[&str] = &["jobs.result_ttl", "jobs.hold", "state.redis", "protocols"];
 
 /// Every key that `proxy.toml` may have, as a dotted path; `*` stands for a name of the operator's choice.
 pub fn keys() -> impl Iterator<Item = &'static str> {

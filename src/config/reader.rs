@@ -67,6 +67,11 @@ impl<'a> Section<'a> {
         outer.table.map(|table| table.0.iter().map(inside).collect()).unwrap_or_default()
     }
 
+    /// The keys of this table, in file order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        self.table.into_iter().flat_map(|table| table.0.iter().map(|entry| entry.name.as_str()))
+    }
+
     /// The tables of the list at `key`.
     pub(super) fn items(&self, key: &str) -> Vec<Section<'a>> {
         let Some(entry) = self.entry(key) else {

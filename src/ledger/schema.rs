@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 
-use super::{Place, answers, jobs, learned, outbox};
+use super::{Place, answers, credits, jobs, learned, outbox};
 
 /// Marks a file as ours: "SLGC".
 const APPLICATION: i32 = 0x534c_4743;
 
 /// Each brings a file one version further; `user_version` counts those done. A released step is never changed: add another.
-const STEPS: &[&str] = &[jobs::STEP, answers::STEP, learned::STEP, outbox::STEP];
+const STEPS: &[&str] = &[jobs::STEP, answers::STEP, learned::STEP, outbox::STEP, credits::STEP];
 
 /// Why a file cannot be used.
 enum Unfit {
@@ -81,7 +81,7 @@ impl Unfit {
         let path = path.display();
         let aside = format!(
             "move it aside to start without it (mv {path} {path}.bad; rm -f {path}-wal). Lost then: which jobs are live and which creates are unanswered \
-             (their slots count as free, the upstream may refuse creates until they end), answers to earlier Idempotency-Keys, webhooks not yet delivered, learned run times"
+             (their slots count as free, the upstream may refuse creates until they end), answers to earlier Idempotency-Keys, webhooks not yet delivered, learned run times, what today has cost"
         );
         let (kind, text) = match self {
             Self::Sqlite(error) => match error.sqlite_error_code() {

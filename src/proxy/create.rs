@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode};
 use tokio::sync::watch;
 
+use crate::credits::Receipt;
 use crate::ledger::answers::Keyed;
 
 use super::dispatch::{Outgoing, Passed, Refusal};
@@ -51,13 +52,13 @@ pub(crate) async fn create(worker: &Arc<Worker>, mut outgoing: Outgoing, key: Op
         }
     };
     let created = outcome(receiver).await.ok_or(Rejection::Internal)?;
-    let Created { answer, attempts, queued, upstream } = &*created;
+    let Created { answer, attempts, queued, upstream, credits } = &*created;
     match answer {
         Ok(Answer { status, headers, body, charge }) => {
             let (mut head, ()) = Response::new(()).into_parts();
             (head.status, head.headers) = (*status, headers.clone());
             let reply = Reply { head, body: ReplyBody::Whole(body.clone()), attempts: *attempts, upstream: *upstream };
-            Ok(Passed { reply, charge: Some(*charge), queued: *queued })
+            Ok(Passed { reply, charge: Some(*charge), queued: *queued, credits: *credits, meter: None })
         }
         Err(refusal) => Err(refusal.clone()),
     }
@@ -84,11 +85,11 @@ async fn run_create(worker: &Worker, mut outgoing: Outgoing, caller: &watch::Sen
         return Created::refused(rejection.into());
     }
     match outgoing.dispatch(worker, Some(caller)).await {
-        Ok(Passed { reply, charge, queued }) => {
+        Ok(Passed { reply, charge, queued, credits, .. }) => {
             let Reply { head, body, attempts, upstream } = reply;
             let (body, charge) = (body.whole().cloned().unwrap_or_default(), charge.unwrap_or(Charge::Unknown));
             let answer = Answer { status: head.status, headers: head.headers, body, charge };
-            Created { answer: Ok(answer), attempts, queued, upstream }
+            Created { answer: Ok(answer), attempts, queued, upstream, credits }
         }
         Err(refusal) => Created::refused(refusal),
     }
@@ -126,6 +127,7 @@ pub(crate) struct Created {
     pub(crate) attempts: u32,
     pub(crate) queued: Duration,
     pub(crate) upstream: Duration,
+    pub(crate) credits: Option<Receipt>,
 }
 
 /// An upstream answer, read whole.
@@ -140,7 +142,7 @@ pub(crate) struct Answer {
 impl Created {
     /// It ended without an answer of the upstream.
     pub(crate) fn refused(refusal: Refusal) -> Self {
-        Self { answer: Err(refusal), attempts: 0, queued: Duration::ZERO, upstream: Duration::ZERO }
+        Self { answer: Err(refusal), attempts: 0, queued: Duration::ZERO, upstream: Duration::ZERO, credits: None }
     }
 
     /// What became of the money.

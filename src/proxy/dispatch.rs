@@ -7,6 +7,8 @@ use http::{StatusCode, request};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::credits::hold::Meter;
+use crate::credits::{Cost, Receipt};
 use crate::ledger::answers::Keyed;
 use crate::webhooks::Intent;
 
@@ -34,6 +36,7 @@ pub(crate) struct Spent {
     pub(crate) queued: Duration,
     /// From the first dispatch to the last response head, or to giving up.
     pub(crate) upstream: Duration,
+    pub(crate) credits: Option<Receipt>,
 }
 
 impl From<Rejection> for Refusal {
@@ -50,6 +53,7 @@ pub(crate) struct Outgoing {
     pub(crate) head: request::Parts,
     pub(crate) held: Held,
     pub(crate) model: String,
+    pub(crate) cost: Option<Box<Cost>>,
     /// A create's idempotency key, taken with its intent.
     pub(crate) keyed: Option<Keyed>,
     pub(crate) max_wait: Duration,
@@ -62,10 +66,13 @@ pub(crate) struct Passed {
     pub(crate) reply: Reply,
     pub(crate) charge: Option<Charge>,
     pub(crate) queued: Duration,
+    pub(crate) credits: Option<Receipt>,
+    /// Counts the tokens of the answer as it passes.
+    pub(crate) meter: Option<Box<Meter>>,
 }
 
 impl Outgoing {
-    /// Queue, slot, quota, send with retries, observe. `caller` is watched while nothing is under way: when all have left, so do we.
+    /// Credits, queue, slot, quota, send with retries, observe. `caller` is watched while nothing is under way: when all have left, so do we.
     pub(crate) async fn dispatch(
         self,
         worker: &Worker,
@@ -75,6 +82,7 @@ impl Outgoing {
         let (account, client, call) = (self.account, self.client, &self.call);
         let owner = Owner { account, client };
         let queue = &app.accounts[account].queue;
+        app.credits.check(self.cost.as_deref())?;
         let begun = Instant::now();
         let ask = Ask {
             client,
@@ -96,15 +104,20 @@ impl Outgoing {
             queue.unmetered(client)
         };
         let queued = begun.elapsed();
+        let unsent = |rejection: Rejection| Refusal { spent: Spent { queued, ..Spent::default() }, ..rejection.into() };
         let Turn { permit, slot, seq } = turn;
-        let mut pending =
-            match slot {
-                // A create that the ledger cannot keep is not sent. The ledger has told the log why.
-                Some(slot) => Some(app.jobs.begin(slot, owner, &self.model, self.keyed).await.map_err(|_| {
-                    Refusal { spent: Spent { queued, ..Spent::default() }, ..Rejection::Internal.into() }
-                })?),
-                None => None,
-            };
+        let mut hold = app.credits.reserve(self.cost, slot.is_some()).await.map_err(unsent)?;
+        let mut pending = match slot {
+            // A create that the ledger cannot keep is not sent. The ledger has told the log why.
+            Some(slot) => {
+                let begun = app.jobs.begin(slot, owner, &self.model, self.keyed).await;
+                Some(begun.map_err(|_| unsent(Rejection::Internal))?)
+            }
+            None => None,
+        };
+        if let (Some(hold), Some(pending)) = (&hold, &pending) {
+            hold.is_of(pending.number());
+        }
         let sending = Sending {
             worker,
             call,
@@ -113,6 +126,7 @@ impl Outgoing {
             head: self.head,
             held: self.held,
             pending: pending.as_mut(),
+            hold: hold.as_deref_mut(),
             caller,
         };
         let reply = match sending.send(permit, seq).await {
@@ -122,7 +136,8 @@ impl Outgoing {
                 if charge == Charge::Unknown {
                     self.webhook.into_iter().for_each(|webhook| webhook.unknown());
                 }
-                return Err(Refusal { rejection, charge, spent: Spent { attempts, queued, upstream } });
+                let credits = hold.map(|hold| hold.settle());
+                return Err(Refusal { rejection, charge, spent: Spent { attempts, queued, upstream, credits } });
             }
         };
         let status = reply.head.status;
@@ -132,12 +147,13 @@ impl Outgoing {
             Some(pending) => Some(Box::pin(settle(pending, self.webhook, status, &whole, app)).await),
             None => None,
         };
+        let (credits, meter) = hold.map(|hold| hold.answered(&reply.head, charge)).unwrap_or_default();
         match (&call.job, call.class) {
             (Some(id), Class::Poll) => app.jobs.saw_status(id, (owner, queue), status, &whole, true),
             (Some(id), Class::Cancel) => app.jobs.saw_cancel(id, status, &whole),
             _ => {}
         }
-        Ok(Passed { reply, charge, queued })
+        Ok(Passed { reply, charge, queued, credits, meter })
     }
 }
 

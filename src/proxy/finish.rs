@@ -6,9 +6,13 @@ use std::time::Duration;
 use http::{HeaderValue, Method, StatusCode, Uri};
 use tokio::time::Instant;
 
+use crate::credits::Receipt;
+use crate::credits::hold::Meter;
+
 use super::App;
 use super::jobs::Charge;
 use super::queue::Class;
+use super::rules::Applied;
 
 /// The status in log and metrics of a request whose caller left before its answer (nginx's number for it).
 const CALLER_LEFT: u16 = 499;
@@ -18,6 +22,8 @@ pub(crate) struct Finish {
     app: Arc<App>,
     begun: Instant,
     pub(crate) record: Record,
+    /// Counts the tokens of the answer.
+    pub(crate) meter: Option<Box<Meter>>,
     whole: bool,
 }
 
@@ -35,6 +41,9 @@ pub(crate) struct Record {
     /// The code of an answer of our own.
     pub(crate) code: Option<&'static str>,
     pub(crate) charge: Option<Charge>,
+    /// Rules of the account that changed the request.
+    pub(crate) applied: Box<[Applied]>,
+    pub(crate) credits: Option<Receipt>,
     pub(crate) attempts: u32,
     pub(crate) queued: Duration,
     pub(crate) upstream: Duration,
@@ -53,6 +62,8 @@ impl Record {
             status: StatusCode::from_u16(CALLER_LEFT).unwrap_or_default(),
             code: None,
             charge: None,
+            applied: Box::default(),
+            credits: None,
             attempts: 0,
             queued: Duration::ZERO,
             upstream: Duration::ZERO,
@@ -64,12 +75,15 @@ impl Record {
 impl Finish {
     pub(crate) fn new(app: Arc<App>, record: Record) -> Self {
         app.metrics.in_flight.inc();
-        Self { app, begun: Instant::now(), record, whole: false }
+        Self { app, begun: Instant::now(), record, meter: None, whole: false }
     }
 
     /// A piece of the body was passed on.
-    pub(crate) fn passed(&mut self, bytes: usize) {
-        self.record.bytes += bytes as u64;
+    pub(crate) fn passed(&mut self, piece: &[u8]) {
+        self.record.bytes += piece.len() as u64;
+        if let Some(meter) = &mut self.meter {
+            meter.feed(piece);
+        }
     }
 
     /// The answer was passed on to its end.
@@ -80,6 +94,9 @@ impl Finish {
 
 impl Drop for Finish {
     fn drop(&mut self) {
+        if let Some(meter) = self.meter.take() {
+            meter.end(self.whole);
+        }
         let (app, record, took) = (&self.app, &self.record, self.begun.elapsed());
         app.metrics.in_flight.dec();
         app.metrics.finished(record.class, record.status, record.code, record.queued, took);

@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::config::{self, Llm, RouteAuth};
+use crate::credits::Credits;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
 use crate::protocol::{Create, Family, KeyHeaders, Protocol};
@@ -42,6 +43,7 @@ pub(crate) struct App {
     pub(crate) max_body_bytes: u64,
     pub(crate) ledger: Arc<Ledger>,
     pub(crate) webhooks: Arc<Webhooks>,
+    pub(crate) credits: Arc<Credits>,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) idempotency: Idempotency,
     pub(crate) retry: config::Retry,
@@ -65,13 +67,14 @@ pub(crate) struct Account {
     pub(crate) key: KeyHeaders,
     pub(crate) queue: Arc<queue::Account>,
     pub(crate) plan: Arc<config::Plan>,
+    pub(crate) rules: config::Rules,
     budget: Mutex<Budget>,
 }
 
 impl Account {
     pub(crate) fn new(account: &config::Account, key: KeyHeaders, queue: Arc<queue::Account>, budget: Budget) -> Self {
-        let (name, plan) = (account.name.clone(), Arc::clone(&account.plan));
-        Self { name, key, queue, plan, budget: Mutex::new(budget) }
+        let (name, plan, rules) = (account.name.clone(), Arc::clone(&account.plan), account.rules.clone());
+        Self { name, key, queue, plan, rules, budget: Mutex::new(budget) }
     }
 
     pub(crate) fn budget(&self) -> MutexGuard<'_, Budget> {
@@ -110,17 +113,16 @@ impl App {
     }
 
     /// Takes the body as far as it is needed before the queue, and the model that it names.
-    pub(crate) async fn take_body(&self, call: &Call, body: Incoming) -> Result<(Held, String), Rejection> {
-        let (held, model) = match call.create {
+    pub(crate) async fn take_body(&self, call: &Call, body: Incoming) -> Result<(Held, Option<String>), Rejection> {
+        match call.create {
             Some(Create::Json) => {
                 let held = self.bodies.whole(body).await?;
                 let model = model_of(held.bytes());
-                (held, model)
+                Ok((held, model))
             }
-            Some(Create::Multipart) => self.bodies.multipart(body).await?,
-            None => (self.bodies.small_or_unread(body).await?, None),
-        };
-        Ok((held, model.unwrap_or_else(|| "unknown".into())))
+            Some(Create::Multipart) => self.bodies.multipart(body).await,
+            None => Ok((self.bodies.small_or_unread(body).await?, None)),
+        }
     }
 
     /// The head of the attempts: target below the upstream's prefix, credentials out, key in.
@@ -179,8 +181,8 @@ impl App {
     }
 }
 
-/// The `model` of a JSON create.
-fn model_of(body: &[u8]) -> Option<String> {
+/// The `model` of a JSON body.
+pub(super) fn model_of(body: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Model {
         model: String,

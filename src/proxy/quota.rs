@@ -384,6 +384,7 @@ mod tests {
             concurrent_jobs: None,
             pacing,
             llm: config::Llm::Shared,
+            credits_per_day: None,
         };
         Quota::new(&plan, now)
     }

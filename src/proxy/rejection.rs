@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::{Map, Value, json};
 
+use crate::credits::amount::Amount;
 use crate::protocol::Family;
 
 /// Whether the local books or the upstream refused.
@@ -26,6 +27,10 @@ pub(crate) enum Rejection {
     AmbiguousCredentials,
     #[error("requests from this web origin are not allowed (see server.allowed_origins)")]
     ForbiddenOrigin,
+    #[error("{} (accounts.NAME.allow_models, deny_models)", not_allowed(.model))]
+    ModelDenied { model: String },
+    #[error("{}", exhausted(*.needed, *.left, *.limit))]
+    CreditsExhausted { needed: Amount, left: Amount, limit: Amount, resets_in_secs: u32, resets_at: u64 },
     #[error("method {0} is not forwarded")]
     MethodRefused(&'static str),
     #[error("no part of the request body came for {} s", .idle.as_secs_f64())]
@@ -97,6 +102,8 @@ impl Rejection {
             Self::BadRequest(_) => "bad_request",
             Self::Unauthorized | Self::AmbiguousCredentials => "unauthorized",
             Self::ForbiddenOrigin => "forbidden_origin",
+            Self::ModelDenied { .. } => "model_denied",
+            Self::CreditsExhausted { .. } => "credits_exhausted",
             Self::MethodRefused(_) => "method_refused",
             Self::ClientTimeout { .. } => "client_timeout",
             Self::BodyTooLarge { .. } => "body_too_large",
@@ -125,7 +132,8 @@ impl Rejection {
         match self {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::Unauthorized | Self::AmbiguousCredentials => StatusCode::UNAUTHORIZED,
-            Self::ForbiddenOrigin => StatusCode::FORBIDDEN,
+            Self::ForbiddenOrigin | Self::ModelDenied { .. } => StatusCode::FORBIDDEN,
+            Self::CreditsExhausted { .. } => StatusCode::PAYMENT_REQUIRED,
             Self::NotYours => StatusCode::NOT_FOUND,
             Self::MethodRefused(_) => StatusCode::METHOD_NOT_ALLOWED,
             Self::ClientTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
@@ -153,6 +161,10 @@ impl Rejection {
             Self::RateLimited { retry_in, .. }
             | Self::QueueFull { retry_in, .. }
             | Self::QueueTimeout { retry_in, .. } => Some(*retry_in),
+            // More than a whole day's budget never fits.
+            Self::CreditsExhausted { needed, limit, resets_in_secs, .. } => {
+                (needed <= limit).then_some(Duration::from_secs((*resets_in_secs).into()))
+            }
             Self::JobLimit { .. } | Self::Draining | Self::UpstreamUnreachable { .. } => Some(Duration::from_secs(1)),
             _ => None,
         }
@@ -165,6 +177,10 @@ impl Rejection {
             Self::JobLimit { live, limit } => json!({"live": live, "limit": limit}),
             Self::QueueFull { waiting, .. } => json!({"waiting": waiting}),
             Self::QueueTimeout { waited, .. } => json!({"waited_secs": waited.as_secs_f64()}),
+            Self::CreditsExhausted { needed, left, limit, resets_at, .. } => {
+                json!({"needed": needed.json(), "left": left.json(), "limit": limit.json(), "resets_at": resets_at})
+            }
+            Self::ModelDenied { model } => json!({"model": model}),
             Self::BodyTooLarge { limit_bytes } => json!({"limit_bytes": limit_bytes}),
             Self::TargetTooLong { limit_bytes } | Self::HeadTooLarge { limit_bytes } => {
                 json!({"limit_bytes": limit_bytes})
@@ -202,6 +218,8 @@ impl Rejection {
             Self::Unauthorized
             | Self::AmbiguousCredentials
             | Self::ForbiddenOrigin
+            | Self::ModelDenied { .. }
+            | Self::CreditsExhausted { .. }
             | Self::MethodRefused(_)
             | Self::WebhookSecretMissing
             | Self::RateLimited { .. }
@@ -284,6 +302,18 @@ impl Rejection {
     }
 }
 
+fn exhausted(needed: Amount, left: Amount, limit: Amount) -> String {
+    format!("the call costs {needed} credits, and {left} of {limit} are left for today (plans.NAME.credits_per_day)")
+}
+
+fn not_allowed(model: &str) -> String {
+    if model.is_empty() {
+        "no model can be read in the request, and not all are allowed".into()
+    } else {
+        format!("the model {model:?} may not be used here")
+    }
+}
+
 /// Whole seconds, rounded up, at least one.
 fn whole_seconds(wait: Duration) -> u64 {
     let up = u64::from(wait.subsec_nanos() > 0);
@@ -293,6 +323,7 @@ fn whole_seconds(wait: Duration) -> u64 {
 fn openai_type(status: u16) -> &'static str {
     match status {
         401 => "authentication_error",
+        402 => "insufficient_quota",
         403 => "permission_error",
         429 => "rate_limit_error",
         500.. => "server_error",
@@ -303,6 +334,7 @@ fn openai_type(status: u16) -> &'static str {
 fn anthropic_type(status: u16) -> &'static str {
     match status {
         401 => "authentication_error",
+        402 => "billing_error",
         403 => "permission_error",
         413 => "request_too_large",
         429 => "rate_limit_error",
@@ -316,7 +348,7 @@ fn gemini_status(status: u16) -> &'static str {
     match status {
         401 => "UNAUTHENTICATED",
         403 => "PERMISSION_DENIED",
-        429 => "RESOURCE_EXHAUSTED",
+        402 | 429 => "RESOURCE_EXHAUSTED",
         502 | 503 => "UNAVAILABLE",
         504 => "DEADLINE_EXCEEDED",
         500.. => "INTERNAL",

@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
+use crate::credits::Receipt;
+use crate::credits::amount::Amount;
 use crate::protocol::Family;
 
 use super::App;
@@ -24,6 +26,12 @@ pub(crate) use self::relay::RelayBody;
 mod relay;
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+/// What the call cost.
+const CREDITS_CHARGED: HeaderName = HeaderName::from_static("sluicegate-credits-charged");
+/// What it costs unless its tokens come to something else.
+const CREDITS_RESERVED: HeaderName = HeaderName::from_static("sluicegate-credits-reserved");
+/// What is left of today's budget.
+const CREDITS_REMAINING: HeaderName = HeaderName::from_static("sluicegate-credits-remaining");
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
@@ -37,10 +45,11 @@ const UPSTREAM_LIMITS: [(HeaderName, HeaderName); 3] = [
 impl App {
     /// Passes on what the upstream answered.
     pub(crate) fn relay(&self, passed: Passed, mut finish: Finish) -> Response<RelayBody> {
-        let Passed { reply: Reply { mut head, body, attempts, upstream }, charge, queued } = passed;
+        let Passed { reply: Reply { mut head, body, attempts, upstream }, charge, queued, credits, meter } = passed;
         let record = &mut finish.record;
         (record.status, record.attempts, record.queued, record.upstream) = (head.status, attempts, queued, upstream);
-        record.charge = charge;
+        (record.charge, record.credits) = (charge, credits);
+        finish.meter = meter;
         clean(&mut head.headers);
         if self.retry.statuses.contains(&head.status) {
             // We have tried as often as it makes sense: SDKs must not multiply that.
@@ -69,6 +78,7 @@ impl App {
         (record.status, record.code) = (rejection.status(), Some(rejection.code()));
         (record.attempts, record.queued, record.upstream) = (spent.attempts, spent.queued, spent.upstream);
         record.charge = (record.class == Some(Class::Create)).then_some(*charge);
+        record.credits = spent.credits;
         let (mut head, body) = rejection.response(family).into_parts();
         self.tell(&mut head.headers, &finish);
         Response::from_parts(head, RelayBody::whole(body, finish))
@@ -76,19 +86,22 @@ impl App {
 
     fn tell(&self, headers: &mut HeaderMap, finish: &Finish) {
         let record = &finish.record;
+        let owner = record.client.zip(record.account);
         let told = Told {
             request_id: &record.request_id,
             queued: record.queued,
             upstream: record.upstream,
             attempts: record.attempts,
-            view: record
-                .client
-                .zip(record.account)
-                .and_then(|(client, account)| self.accounts[account].queue.view(client)),
+            view: owner.and_then(|(client, account)| self.accounts[account].queue.view(client)),
             charge: record.charge,
+            credits: record.credits,
+            credits_left: owner.and_then(|(client, account)| self.credits.remaining(account, client)),
             wall: self.clock.wall(),
         };
         tell(headers, &told);
+        for (name, value) in &record.applied {
+            headers.append(name, value.clone());
+        }
     }
 }
 
@@ -100,6 +113,8 @@ struct Told<'a> {
     attempts: u32,
     view: Option<View>,
     charge: Option<Charge>,
+    credits: Option<Receipt>,
+    credits_left: Option<Amount>,
     wall: SystemTime,
 }
 
@@ -127,6 +142,14 @@ fn tell(headers: &mut HeaderMap, told: &Told<'_>) {
     append(headers, SERVER_TIMING, &text);
     if let Some(charge) = told.charge {
         headers.insert(CHARGE, HeaderValue::from_static(charge.name()));
+    }
+    match told.credits {
+        Some(Receipt::Charged(amount)) => set(headers, CREDITS_CHARGED, &amount.to_string()),
+        Some(Receipt::Reserved(amount)) => set(headers, CREDITS_RESERVED, &amount.to_string()),
+        None => {}
+    }
+    if let Some(left) = told.credits_left {
+        set(headers, CREDITS_REMAINING, &left.to_string());
     }
     let Some(view) = told.view else { return };
     headers.insert(LIMIT, HeaderValue::from(view.limit));
@@ -179,6 +202,8 @@ mod tests {
             attempts: 2,
             view: Some(view),
             charge: Some(Charge::Accepted),
+            credits: Some(Receipt::Charged(Amount::whole(2))),
+            credits_left: Amount::of(47.5),
             wall: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
         };
         tell(&mut headers, &told);
@@ -187,6 +212,8 @@ mod tests {
             ("x-request-id", "r1"),
             ("server-timing", "queue;dur=12.0, upstream;dur=340.0, attempts;desc=\"2\""),
             ("sluicegate-charge", "accepted"),
+            ("sluicegate-credits-charged", "2"),
+            ("sluicegate-credits-remaining", "47.5"),
             ("x-ratelimit-limit", "60"),
             ("x-ratelimit-remaining", "3"),
             ("x-ratelimit-reset", "1800000002"),

@@ -9,6 +9,8 @@ use hyper::body::Incoming;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::credits::hold::Hold;
+
 use super::Worker;
 use super::body::{Held, Upload};
 use super::classify::Call;
@@ -82,6 +84,8 @@ pub(crate) struct Sending<'a> {
     pub(crate) head: http::request::Parts,
     pub(crate) held: Held,
     pub(crate) pending: Option<&'a mut Pending>,
+    /// What it costs, where it costs anything.
+    pub(crate) hold: Option<&'a mut Hold>,
     /// Watched between attempts: nobody pays for another one that nobody waits for.
     pub(crate) caller: Option<&'a watch::Sender<Outcomes>>,
 }
@@ -180,9 +184,7 @@ impl Sending<'_> {
                 *request.uri_mut() = self.head.uri.clone();
             }
             permit.sent();
-            if let Some(pending) = &mut self.pending {
-                pending.sending();
-            }
+            self.sending();
             let idle = self.worker.app.idle_timeout;
             let answer = tokio::select! {
                 answer = connection.send(request) => Some(answer),
@@ -199,9 +201,7 @@ impl Sending<'_> {
                 Some(Err(SendError::Unsent(body))) => {
                     permit.unsent();
                     self.held.take_back(body);
-                    if let Some(pending) = &mut self.pending {
-                        pending.not_done();
-                    }
+                    self.not_done();
                     if reconnect > RECONNECTS {
                         return Err(unsent(Unreachable::Broken));
                     }
@@ -241,11 +241,28 @@ impl Sending<'_> {
                 "the upstream answered 429 although its plan was kept: attempts are evenly spaced from now on (pacing = \"auto\")"
             );
         }
-        if let Some(pending) = &mut self.pending
-            && (head.status.is_client_error() || head.status.is_server_error())
-            && !may_have_been_done(head.status)
-        {
+        if (head.status.is_client_error() || head.status.is_server_error()) && !may_have_been_done(head.status) {
+            self.not_done();
+        }
+    }
+
+    /// From now on it may have been carried out.
+    fn sending(&mut self) {
+        if let Some(pending) = &mut self.pending {
+            pending.sending();
+        }
+        if let Some(hold) = &mut self.hold {
+            hold.sending();
+        }
+    }
+
+    /// This attempt was provably not carried out.
+    fn not_done(&mut self) {
+        if let Some(pending) = &mut self.pending {
             pending.not_done();
+        }
+        if let Some(hold) = &mut self.hold {
+            hold.not_done();
         }
     }
 
@@ -289,15 +306,11 @@ impl Sending<'_> {
     fn silent(&mut self, upload: &Upload, error: &hyper::Error, attempt: u32) -> Failed {
         if let Some(rejection) = upload.trouble() {
             // The caller's body broke off: the upstream never had the whole request.
-            if let Some(pending) = &mut self.pending {
-                pending.not_done();
-            }
+            self.not_done();
             return Failed { outcome: Outcome::Silent, rejection };
         }
         if refused_stream(error) {
-            if let Some(pending) = &mut self.pending {
-                pending.not_done();
-            }
+            self.not_done();
             return unsent(Unreachable::Broken);
         }
         tracing::debug!(%error, attempt, "no answer from the upstream");

@@ -170,21 +170,8 @@ async fn help_names_every_command_and_no_more() {
         .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    let expected = [
-        "run",
-        "check",
-        "init",
-        "demo",
-        "mock",
-        "env",
-        "exec",
-        "healthcheck",
-        "webhooks",
-        "explain",
-        "completions",
-        "help",
-    ];
-    assert_eq!(names, expected);
+    let expected = "run check init demo mock env exec healthcheck webhooks usage explain completions help";
+    assert_eq!(names.join(" "), expected);
     for flag in ["--config <FILE>", "--account <NAME>", "--listen <ADDR>", "--upstream <URL>"] {
         assert!(help.out.contains(flag), "{flag}\n{}", help.out);
     }
@@ -467,6 +454,24 @@ async fn healthcheck_needs_no_key() {
     let other = scratch.run(&["healthcheck", "--url", &wrong]).await;
     assert_eq!(other.code, Some(1));
     assert!(other.err.contains("404"), "{}", other.err);
+}
+
+#[tokio::test]
+async fn usage_asks_the_running_proxy() {
+    let scratch = Scratch::new();
+    let mock = mock(Options::default()).await;
+    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let admin = free.local_addr().unwrap().to_string();
+    drop(free);
+    let url = format!("http://{admin}");
+    assert_eq!(scratch.run(&["usage", "--url", &url]).await.code, Some(1));
+    let mut proxy = Running::start(scratch.proxy(&mock, &[]).env("SLUICEGATE_ADMIN_LISTEN", &admin));
+    proxy.ready().await;
+    let shown = scratch.run(&["usage", "--url", &url]).await;
+    assert_eq!(shown.code, Some(0), "{}", shown.err);
+    assert!(shown.out.contains("budgets renew in") && shown.out.contains("account"), "{}", shown.out);
+    let json = scratch.run(&["usage", "--json", "--url", &url]).await;
+    assert!(json.out.contains("\"last_30_days\":[]"), "{}", json.out);
 }
 
 #[tokio::test]

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sluicegate::config::{
-    self, Config, Flags, Http2, Llm, Loaded, LogFormat, Pacing, Report, RetryCreates, RouteAuth, Sources, State,
+    self, Amount, Config, Flags, Http2, Llm, Loaded, LogFormat, Models, Pacing, Price, Refund, Report, RetryCreates,
+    RouteAuth, Sources, State,
 };
 
 /// A directory of its own for one test, removed at its end.
@@ -174,8 +175,11 @@ fn the_comments_of_the_shipped_file_are_true() {
     let shipped = scratch.load("shipped.toml", config::TEMPLATE).unwrap().config;
     assert_eq!((config.clients.len(), config.routes.len(), config.models.len()), (1, 1, 1));
     assert_eq!(config.state, State::Local("/var/lib/sluicegate".into()));
+    assert_eq!((config.accounts[0].rules.substitute.len(), config.accounts[0].rules.caps.len()), (1, 1));
+    assert_eq!(config.accounts[0].plan.credits_per_day, Some(Amount::whole(50)));
+    assert_eq!(config.models[0].price, Some(Price::Call(Amount::whole(1))));
     let (clients, routes, models, state) = (shipped.clients, shipped.routes, shipped.models, shipped.state);
-    let shipped = Config { clients, routes, models, state, ..config.clone() };
+    let shipped = Config { accounts: shipped.accounts, clients, routes, models, state, ..config.clone() };
     assert_eq!(scratch.load("again.toml", config::TEMPLATE).unwrap().config, shipped);
 }
 
@@ -230,6 +234,12 @@ fn every_value_arrives() {
         ("batch", "from-command", "command printf")
     );
     assert_eq!((prod.plan.pacing, prod.plan.concurrent_jobs), (Pacing::Burst, None));
+    let pair = |from: &str, to: &str| (from.to_owned(), to.to_owned());
+    assert_eq!(prod.rules.substitute, [pair("flux-pro", "flux-schnell"), pair("a/b", "c")]);
+    let caps: Vec<_> = prod.rules.caps.iter().map(|(field, most)| format!("{field} {most}")).collect();
+    assert_eq!(caps, ["duration 5", "guidance 7.5"]);
+    assert_eq!(prod.rules.models, Models::Not(vec!["kling".into()]));
+    assert_eq!(batch.rules.models, Models::Only(vec!["flux-schnell".into()]));
     let requests = batch.plan.requests.unwrap();
     assert_eq!((requests.limit.get(), requests.window, requests.jitter), (10, seconds(1), seconds(0)));
     assert_eq!((batch.plan.pacing, batch.plan.llm), (Pacing::Paced, Llm::Unmetered));
@@ -255,6 +265,11 @@ fn every_value_arrives() {
     let expected =
         [("localhost", Some(3000)), ("localhost", None), ("my-svc.default.svc", Some(8080)), ("::1", Some(80))];
     assert_eq!(allow, expected);
+    let prices: Vec<_> = loaded.config.models.iter().map(|model| model.price).collect();
+    assert_eq!(prices, [Amount::of(0.25).map(Price::Call), Amount::of(2.0).map(Price::ThousandTokens)]);
+    assert_eq!((prod.plan.credits_per_day, batch.plan.credits_per_day), (Some(Amount::whole(50)), Amount::of(0.5)));
+    let credits = &loaded.config.credits;
+    assert_eq!((credits.utc_offset_secs, &*credits.refund), (-19_800, &[Refund::Gone, Refund::Failed][..]));
     assert!(matches!(state, State::Local(path) if path.ends_with("state")));
     assert_eq!((log.format, log.level.as_str()), (LogFormat::Json, "info,sluicegate=trace"));
 }

@@ -9,9 +9,13 @@ mod cli;
 
 mod guard;
 
+mod rules;
+
 mod quota;
 
 mod fairness;
+
+mod credits;
 
 mod slots;
 

@@ -46,11 +46,13 @@ pub struct Setup {
     pub toml: &'static str,
     /// HTTP/2 to the upstream.
     pub h2: bool,
+    /// Instead of a clock that starts now.
+    pub clock: Option<Clock>,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { mock: Options::default(), plan: FREE, toml: "", h2: false }
+        Self { mock: Options::default(), plan: FREE, toml: "", h2: false, clock: None }
     }
 }
 
@@ -80,7 +82,8 @@ impl Setup {
             delay: Mutex::default(),
         });
         let connector = Arc::clone(&wires) as Arc<dyn Connect>;
-        let proxy = Proxy::build(&config, Clock::tokio(), Some(connector)).expect("a good configuration");
+        let proxy = Proxy::build(&config, self.clock.unwrap_or_else(Clock::tokio), Some(connector))
+            .expect("a good configuration");
         Site { proxy, mock, wires, scratch }
     }
 

@@ -8,7 +8,7 @@ use crate::config::document::Value;
 use crate::config::reader::{Complaint, Section, text};
 use crate::config::report::quoted;
 use crate::config::source::{Found, Source};
-use crate::config::{Account, Client, Plan, Secret, suggest};
+use crate::config::{Account, Client, Plan, Rules, Secret, suggest};
 
 /// What the three keys come to.
 pub(super) struct Accounts {
@@ -26,6 +26,7 @@ struct Draft<'a> {
     description: Option<String>,
     plan: Option<Arc<Plan>>,
     source: Option<Source>,
+    rules: Rules,
 }
 
 /// A client of the file, its account as an index into the drafts.
@@ -70,6 +71,7 @@ fn draft<'a>(name: &'a str, section: Section<'a>, plans: &[Arc<Plan>], context: 
         description: section.read("description", |value| text(value).map(str::to_owned)),
         plan: plan(&section, plans),
         source: trusted(source, &section, "key", context),
+        rules: super::rules::read(&section),
         section,
     }
 }
@@ -137,6 +139,7 @@ fn account(draft: Draft<'_>, context: &mut Context<'_>) -> Option<Account> {
         plan: draft.plan?,
         key: found.secret,
         key_origin: found.origin,
+        rules: draft.rules,
     })
 }
 

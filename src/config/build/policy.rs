@@ -93,11 +93,11 @@ pub(super) fn jobs(root: &Section<'_>) -> Jobs {
 
 pub(super) fn models(root: &Section<'_>) -> Vec<Model> {
     let model = |(name, section): (&str, Section<'_>)| {
-        if name.is_empty() || name.len() > 200 || !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+        if super::rules::model(name).is_err() {
             section.complain_here(Complaint::new("is no model name: use 1 to 200 visible ASCII characters"));
         }
         let poll = section.duration("poll", SECOND, Duration::from_millis(100)..=MINUTE * 60);
-        Model { name: name.to_owned(), poll }
+        Model { name: name.to_owned(), poll, price: super::credits::price(&section) }
     };
     root.named("models").into_iter().map(model).collect()
 }

@@ -121,6 +121,7 @@ impl App {
             attempts: 0,
             queued: Duration::ZERO,
             upstream: Duration::ZERO,
+            credits: None,
         }))
     }
 
@@ -155,7 +156,13 @@ mod tests {
     fn created() -> Arc<Created> {
         let (status, charge) = (StatusCode::CREATED, Charge::Accepted);
         let answer = Answer { status, headers: HeaderMap::new(), body: Bytes::from_static(b"{}"), charge };
-        Arc::new(Created { answer: Ok(answer), attempts: 1, queued: Duration::ZERO, upstream: Duration::ZERO })
+        Arc::new(Created {
+            answer: Ok(answer),
+            attempts: 1,
+            queued: Duration::ZERO,
+            upstream: Duration::ZERO,
+            credits: None,
+        })
     }
 
     #[tokio::test(start_paused = true)]

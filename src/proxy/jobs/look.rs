@@ -40,8 +40,17 @@ impl Look for Looker {
         };
         let Ok(turn) = turn else { return false };
         let body = Held::Whole(Bytes::new(), Place::default());
-        let sending =
-            Sending { worker: &self.0, call: &call, account, client, head, held: body, pending: None, caller: None };
+        let sending = Sending {
+            worker: &self.0,
+            call: &call,
+            account,
+            client,
+            head,
+            held: body,
+            pending: None,
+            hold: None,
+            caller: None,
+        };
         match sending.send(turn.permit, turn.seq).await {
             Ok(reply) => {
                 let whole = reply.body.whole().cloned().unwrap_or_default();

@@ -63,6 +63,11 @@ impl Pending {
         self.unknown = self.doubt;
     }
 
+    /// What the create is called for ever.
+    pub(crate) fn number(&self) -> u64 {
+        self.n
+    }
+
     /// What can be said of the money while there is no answer.
     pub(crate) fn charge(&self) -> Charge {
         match (self.unknown, self.sent) {

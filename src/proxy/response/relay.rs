@@ -77,7 +77,7 @@ impl Body for RelayBody {
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {
                 if let (Some(finish), Some(data)) = (&mut this.finish, frame.data_ref()) {
-                    finish.passed(data.len());
+                    finish.passed(data);
                 }
                 if this.is_end_stream() {
                     this.end();

@@ -1,0 +1,275 @@
+//! Credits: what a call costs, and how much a day may cost. Reserved before anything is sent, settled once, refunded as configured.
+//!
+//! Decisions are made by a pure `book` under one short lock; the `calendar` says which day it is. Each change of the book is a row of the
+//! ledger: a reservation is on disk before its call leaves, so that a crash in between charges it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::config::{self, Config, Price, Refund};
+use crate::ledger::{Error, Ledger};
+use crate::metrics::credits::Metrics;
+use crate::protocol::End;
+use crate::proxy::jobs::Ended;
+use crate::proxy::rejection::Rejection;
+use crate::proxy::rules::means;
+
+use self::amount::Amount;
+use self::book::{Ask, Book, DAYS_KEPT, JobEnd, Key, Move, Scope, Settle, Short};
+use self::calendar::Calendar;
+use self::hold::Hold;
+
+/// Exact amounts.
+pub(crate) mod amount;
+
+/// Which day it is.
+pub(crate) mod calendar;
+
+/// Who used what.
+pub(crate) mod book;
+
+/// A reservation as a value.
+pub(crate) mod hold;
+
+/// Tokens in answers.
+pub(crate) mod tokens;
+
+/// What the admin port shows.
+mod report;
+
+/// What a call of unknown length reserves, in tokens.
+const USUAL_TOKENS: u64 = 1_000;
+
+/// Prices, budgets, and the book.
+pub(crate) struct Credits {
+    prices: Vec<(Arc<str>, Price)>,
+    refund: Vec<Refund>,
+    /// By index of the account: its name, the account whose key it has, its budget.
+    accounts: Vec<(Arc<str>, Arc<str>, Option<Amount>)>,
+    /// By index of the client: its name and its budget.
+    clients: Vec<(Arc<str>, Option<Amount>)>,
+    utc_offset: i32,
+    /// Held for one look or change: an answer's header and a call's reservation must see all others'.
+    state: Mutex<State>,
+    next_id: AtomicU64,
+    ledger: Arc<Ledger>,
+    metrics: Metrics,
+}
+
+struct State {
+    book: Book,
+    calendar: Calendar,
+}
+
+/// What a call costs at most, as far as can be told before it is sent.
+#[derive(Debug, Clone)]
+pub(crate) struct Cost {
+    ask: Ask,
+    /// For a thousand tokens, where these decide in the end.
+    rate: Option<Amount>,
+}
+
+/// What an answer says of its credits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Receipt {
+    Charged(Amount),
+    /// The tokens are still to be counted.
+    Reserved(Amount),
+}
+
+impl Credits {
+    /// With what the ledger knows. `clients` are their names; `key_of` is, by account, the first one with the same key.
+    pub(crate) fn open(
+        config: &Config,
+        clients: &[String],
+        key_of: &[usize],
+        ledger: Arc<Ledger>,
+        metrics: Metrics,
+    ) -> Result<Self, Error> {
+        let names: Vec<Arc<str>> = config.accounts.iter().map(|account| account.name.as_str().into()).collect();
+        let accounts = config.accounts.iter().zip(key_of).zip(&names);
+        let accounts: Vec<_> = accounts
+            .map(|((account, first), name)| {
+                (Arc::clone(name), Arc::clone(&names[*first]), account.plan.credits_per_day)
+            })
+            .collect();
+        let budget = |client: usize| config.clients.get(client)?.plan.as_ref()?.credits_per_day;
+        let clients: Vec<_> =
+            clients.iter().enumerate().map(|(client, name)| (name.as_str().into(), budget(client))).collect();
+        let price = |model: &config::Model| Some((model.name.as_str().into(), model.price?));
+
+        let (offset, now) = (config.credits.utc_offset_secs, ledger.now());
+        let known = ledger.load_credits()?;
+        let calendar = match known.calendar {
+            Some((day, anchor)) => Calendar::resume(offset, day, anchor, &now),
+            None => Calendar::new(offset, now),
+        };
+        let scopes = |key: &Key| {
+            let same = accounts.iter().find(|(name, ..)| *name == key.account).map(|(_, first, _)| first);
+            [Scope::Account(Arc::clone(same.unwrap_or(&key.account))), Scope::Client(Arc::clone(&key.client))]
+        };
+        let entries = known.entries.into_iter().map(|row| row.entry(scopes));
+        let book = Book::restore(calendar.day, known.totals, entries, scopes);
+        ledger.post_calendar(&calendar, calendar.day - DAYS_KEPT);
+        Ok(Self {
+            prices: config.models.iter().filter_map(price).collect(),
+            refund: config.credits.refund.clone(),
+            accounts,
+            clients,
+            utc_offset: offset,
+            state: Mutex::new(State { book, calendar }),
+            next_id: AtomicU64::new(known.next_id),
+            ledger,
+            metrics,
+        })
+    }
+
+    /// Whether anything has a price.
+    pub(crate) fn has_prices(&self) -> bool {
+        !self.prices.is_empty()
+    }
+
+    /// What a call costs; `None`: nothing, as its model has no price. `tokens` is what it may take at most, if it says so.
+    pub(crate) fn cost(
+        &self,
+        account: usize,
+        client: usize,
+        model: Option<&str>,
+        tokens: impl FnOnce() -> Option<u64>,
+    ) -> Option<Box<Cost>> {
+        let meant = self.prices.iter().filter(|(name, _)| model.is_some_and(|model| means(name, model)));
+        let Some((name, price)) = meant.max_by_key(|(name, _)| name.len()) else {
+            if self.has_prices() {
+                self.metrics.unpriced(&self.accounts[account].0);
+            }
+            return None;
+        };
+        let (amount, rate) = match *price {
+            Price::Call(amount) => (amount, None),
+            Price::ThousandTokens(rate) => (rate.for_tokens(tokens().unwrap_or(USUAL_TOKENS)), Some(rate)),
+        };
+        let (of, scopes) = (&self.accounts[account].0, self.scopes(account, client));
+        let key = Key { account: Arc::clone(of), client: Arc::clone(&self.clients[client].0), model: Arc::clone(name) };
+        Some(Box::new(Cost { ask: Ask { key, amount, scopes }, rate }))
+    }
+
+    fn scopes(&self, account: usize, client: usize) -> [(Scope, Option<Amount>); 2] {
+        let ((_, first, of_account), (name, of_client)) = (&self.accounts[account], &self.clients[client]);
+        [(Scope::Account(Arc::clone(first)), *of_account), (Scope::Client(Arc::clone(name)), *of_client)]
+    }
+
+    /// Refuses what today's budgets do not hold.
+    pub(crate) fn check(&self, cost: Option<&Cost>) -> Result<(), Rejection> {
+        let Some(cost) = cost else { return Ok(()) };
+        let state = self.today();
+        state.book.check(&cost.ask).map_err(|short| self.exhausted(short, &state))
+    }
+
+    /// Takes the cost out of today's budgets, on disk too; that of a create is on disk once its intent is, which is given after it.
+    pub(crate) async fn reserve(
+        self: &Arc<Self>,
+        cost: Option<Box<Cost>>,
+        create: bool,
+    ) -> Result<Option<Box<Hold>>, Rejection> {
+        let Some(cost) = cost else { return Ok(None) };
+        // Relaxed: nothing else hangs on the order of ids.
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let made = {
+            let mut state = self.today();
+            let made = state.book.reserve(id, &cost.ask);
+            made.map_err(|short| self.exhausted(short, &state))?
+        };
+        // From here on dropping it gives the reservation back.
+        let hold = Box::new(Hold::new(Arc::clone(self), id, cost.ask.amount, cost.rate));
+        if create {
+            self.ledger.post_credits(made);
+        } else if let Err(error) = Box::pin(self.ledger.keep_credits(made)).await {
+            tracing::error!(%error, "a priced call is refused, as its reservation cannot be kept");
+            return Err(Rejection::Internal);
+        }
+        Ok(Some(hold))
+    }
+
+    fn is_of(&self, id: u64, number: u64) {
+        let mut state = self.today();
+        state.book.is_of(id, number);
+        self.ledger.credits_of_create(id, number);
+    }
+
+    fn settle(&self, id: u64, settle: Settle) {
+        let mut state = self.today();
+        let moves = state.book.settle(id, settle);
+        self.post(&state, moves);
+    }
+
+    /// A job has ended: refunds it where that is configured, and counts its tokens where these decide.
+    pub(crate) fn job_ended(&self, ended: &Ended) {
+        if !self.has_prices() {
+            return;
+        }
+        let refund = match ended.end {
+            End::Succeeded => None,
+            End::Failed => Some(Refund::Failed),
+            End::Cancelled => Some(Refund::Cancelled),
+            End::Expired => Some(Refund::Expired),
+            End::Gone => Some(Refund::Gone),
+        };
+        let mut state = self.today();
+        let end = if refund.is_some_and(|refund| self.refund.contains(&refund)) {
+            JobEnd::Refund
+        } else {
+            JobEnd::Keep(state.book.model_of(ended.number).and_then(|model| self.counted(model, ended)))
+        };
+        let made = state.book.job_ended(ended.number, end);
+        self.post(&state, made);
+    }
+
+    /// What the tokens of a job's last answer cost, if its model is paid by tokens.
+    fn counted(&self, model: &str, ended: &Ended) -> Option<(Amount, u64)> {
+        let Price::ThousandTokens(rate) = self.prices.iter().find(|(name, _)| **name == *model)?.1 else { return None };
+        let tokens = tokens::of_answer(ended.answer.as_ref()?)?;
+        Some((rate.for_tokens(tokens), tokens))
+    }
+
+    /// Under the book's lock, so that the ledger gets an entry's moves in their order.
+    fn post(&self, _: &State, moves: impl IntoIterator<Item = Move>) {
+        moves.into_iter().for_each(|made| self.ledger.post_credits(made));
+    }
+
+    /// What is left of the tighter budget; `None` where there is none.
+    pub(crate) fn remaining(&self, account: usize, client: usize) -> Option<Amount> {
+        if self.accounts[account].2.is_none() && self.clients[client].1.is_none() {
+            return None;
+        }
+        let state = self.today();
+        let left = |(scope, limit): (Scope, Option<Amount>)| Some(limit?.less(state.book.used(&scope)));
+        self.scopes(account, client).into_iter().filter_map(left).min()
+    }
+
+    /// The book, turned to today.
+    fn today(&self) -> MutexGuard<'_, State> {
+        let now = self.ledger.now();
+        let mut guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = &mut *guard;
+        if state.calendar.turn(&now) {
+            state.book.turn(state.calendar.day);
+            self.ledger.post_calendar(&state.calendar, state.calendar.day - DAYS_KEPT);
+        }
+        guard
+    }
+
+    fn exhausted(&self, short: Short, state: &State) -> Rejection {
+        let now = self.ledger.now();
+        let now_ms = u64::try_from(now.wall_ms).unwrap_or_default();
+        let wait_ms = u64::try_from(state.calendar.ends_in(&now).as_millis()).unwrap_or(u64::MAX);
+        let resets_in_secs = u32::try_from(wait_ms.div_ceil(1_000)).unwrap_or(u32::MAX);
+        let Short { needed, left, limit } = short;
+        Rejection::CreditsExhausted {
+            needed,
+            left,
+            limit,
+            resets_in_secs,
+            resets_at: (now_ms + wait_ms).div_ceil(1_000),
+        }
+    }
+}

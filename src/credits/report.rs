@@ -1,0 +1,102 @@
+//! What was used, for `/api/v1/usage` and the metrics.
+
+use std::collections::BTreeMap;
+
+use jiff::{Span, civil};
+use serde_json::{Map, Value, json};
+
+use super::amount::Amount;
+use super::book::{DAYS_KEPT, Key, Tally};
+use super::{Credits, State};
+
+impl Credits {
+    /// Budgets, today and the last 30 days, by account, client and model.
+    pub(crate) fn report(&self) -> Value {
+        let now = self.ledger.now();
+        let state = self.today();
+        let today = state.calendar.day;
+        let mut month = BTreeMap::<&Key, Tally>::new();
+        for ((_, key), tally) in state.book.totals.range((today + 1 - DAYS_KEPT, least())..) {
+            month.entry(key).or_default().add(*tally);
+        }
+        let of_today = state.book.totals.range((today, least())..).map(|((_, key), tally)| (key, *tally));
+        let accounts = self.accounts.iter().enumerate().filter(|(index, (name, first, _))| {
+            // Accounts with one key share one budget.
+            name == first || !self.accounts[..*index].iter().any(|(_, other, _)| other == first)
+        });
+        let accounts = accounts.map(|(index, (name, _, limit))| self.budget(&state, name, *limit, (index, None)));
+        let clients = self.clients.iter().enumerate();
+        let clients = clients.map(|(index, (name, limit))| self.budget(&state, name, *limit, (0, Some(index))));
+        json!({
+            "day": date(today),
+            "utc_offset": offset(self.utc_offset),
+            "resets_in_secs": state.calendar.ends_in(&now).as_secs(),
+            "accounts": accounts.collect::<Vec<_>>(),
+            "clients": clients.collect::<Vec<_>>(),
+            "today": of_today.map(line).collect::<Vec<_>>(),
+            "last_30_days": month.into_iter().map(line).collect::<Vec<_>>(),
+        })
+    }
+
+    fn budget(&self, state: &State, name: &str, limit: Option<Amount>, of: (usize, Option<usize>)) -> Value {
+        let [account, client] = self.scopes(of.0, of.1.unwrap_or_default());
+        let used = state.book.used(if of.1.is_some() { &client.0 } else { &account.0 });
+        json!({
+            "name": name,
+            "used": used.json(),
+            "limit": limit.map(Amount::json),
+            "remaining": limit.map(|limit| limit.less(used).json()),
+        })
+    }
+
+    /// Sets the gauges to what is now.
+    pub(crate) fn set_gauges(&self) {
+        let state = self.today();
+        for (index, (name, _, limit)) in self.accounts.iter().enumerate() {
+            let [(scope, _), _] = self.scopes(index, 0);
+            self.metrics.set(name, state.book.used(&scope), *limit);
+        }
+    }
+}
+
+fn least() -> Key {
+    Key { account: "".into(), client: "".into(), model: "".into() }
+}
+
+fn line((key, tally): (&Key, Tally)) -> Value {
+    let amount = |micro: i64| Amount::from_micro(u64::try_from(micro).unwrap_or_default()).json();
+    let mut line = Map::new();
+    line.insert("account".into(), key.account.as_ref().into());
+    line.insert("client".into(), key.client.as_ref().into());
+    line.insert("model".into(), key.model.as_ref().into());
+    line.insert("charged".into(), amount(tally.charged));
+    line.insert("reserved".into(), amount(tally.reserved));
+    line.insert("refunded".into(), amount(tally.refunded));
+    line.insert("calls".into(), tally.calls.into());
+    line.insert("tokens".into(), tally.tokens.into());
+    line.into()
+}
+
+/// `2026-11-24`.
+fn date(day: i64) -> String {
+    let days = Span::new().try_days(day);
+    let date = days.and_then(|days| civil::date(1970, 1, 1).checked_add(days));
+    date.map_or_else(|_| format!("day {day}"), |date| date.to_string())
+}
+
+/// `+05:30`.
+fn offset(secs: i32) -> String {
+    let minutes = secs.abs() / 60;
+    format!("{}{:02}:{:02}", if secs < 0 { '-' } else { '+' }, minutes / 60, minutes % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_and_offsets_are_shown_as_people_write_them() {
+        assert_eq!((date(0), date(20_000)), ("1970-01-01".into(), "2024-10-04".into()));
+        assert_eq!((offset(0), offset(-19_800)), ("+00:00".into(), "-05:30".into()));
+    }
+}
