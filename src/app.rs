@@ -15,7 +15,7 @@ use crate::admin;
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::metrics::Metrics;
-use crate::protocol::{CORE_TODAY, KeyHeaders, Protocol};
+use crate::protocol::KeyHeaders;
 use crate::proxy::accept;
 use crate::proxy::body::Bodies;
 use crate::proxy::create::idempotency::Idempotency;
@@ -148,14 +148,15 @@ pub struct Usage {
 fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App, StartError> {
     let now = Instant::now();
     let names: Vec<String> = config.accounts.iter().map(|account| account.name.clone()).collect();
-    let clients = Clients::new(&config.clients);
+    let protocol = Arc::clone(&config.upstream.protocol);
+    let clients = Clients::new(&config.clients, &protocol);
     let (journal, known) = match state.map(State::journal).transpose().map_err(StartError::State)? {
         Some((journal, known)) => (Some(journal), Some(known)),
         None => (None, None),
     };
     let accounts = build_accounts(config, state, now)?;
     let jobs = Jobs::new(
-        protocol(config.upstream.protocol),
+        Arc::clone(&protocol),
         config.jobs.clone(),
         &config.models,
         journal,
@@ -180,7 +181,7 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         clients,
         guard: Guard::new(server, &server.listen),
         routes: config.routes.clone(),
-        protocol: protocol(upstream.protocol),
+        protocol,
         target: Target::new(&upstream.url).ok_or_else(|| StartError::Config("upstream.url has no host".into()))?,
         bodies: Bodies::new(server.buffer_bytes, server.max_body_bytes, server.body_timeout),
         max_body_bytes: server.max_body_bytes,
@@ -226,18 +227,12 @@ fn build_accounts(config: &Config, state: Option<&State>, now: Instant) -> Resul
                 queue::Account::new(account.name.clone(), &account.plan, &shares, max_waiting, ring, now)
             }
         };
-        let key = KeyHeaders::new(&account.key).ok_or_else(|| {
+        let key = KeyHeaders::new(&account.key, &config.upstream.protocol).ok_or_else(|| {
             StartError::Config(format!("the key of account {} cannot stand in a header", account.name))
         })?;
         built.push(Account::new(account, key, queue, Budget::new(config.retry.budget, config.retry.budget_floor, now)));
     }
     Ok(built)
-}
-
-fn protocol(protocol: config::Protocol) -> &'static Protocol {
-    match protocol {
-        config::Protocol::CoreToday => &CORE_TODAY,
-    }
 }
 
 impl App {

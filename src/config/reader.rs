@@ -57,6 +57,11 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// The keys of this table, in file order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.table.into_iter().flat_map(|table| table.0.iter().map(|entry| entry.name.as_str()))
+    }
+
     /// The tables below `key` by their names, in file order.
     pub(super) fn named(&self, key: &str) -> Vec<(&'a str, Section<'a>)> {
         let outer = self.section(key);

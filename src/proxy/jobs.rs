@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -76,7 +76,7 @@ struct Job {
 
 /// The job table.
 pub(crate) struct Jobs {
-    protocol: &'static Protocol,
+    protocol: Arc<Protocol>,
     settings: config::Jobs,
     polls: HashMap<String, Duration>,
     /// Keyed and many: every poll reads it, every create writes it, on all workers.
@@ -116,7 +116,7 @@ pub(crate) struct View {
 
 impl Jobs {
     pub(crate) fn new(
-        protocol: &'static Protocol,
+        protocol: Arc<Protocol>,
         settings: config::Jobs,
         models: &[config::Model],
         journal: Option<Journal>,
@@ -201,6 +201,12 @@ impl Jobs {
     /// Whose this job is, if it is known.
     pub(crate) fn owner(&self, id: &str) -> Option<Owner> {
         self.table.get(id).map(|job| job.owner)
+    }
+
+    /// Our own status request for a job.
+    pub(crate) fn status_request(&self, id: &str) -> Option<(Method, String)> {
+        let model = self.table.get(id).map(|job| Arc::clone(&job.model));
+        self.protocol.status_request(id, model.as_deref().unwrap_or_default())
     }
 
     /// True if `client` may know of this job.
