@@ -25,6 +25,8 @@ mod secrets;
 
 mod cancel;
 
+mod protocols;
+
 mod restart;
 
 mod admin;
