@@ -174,10 +174,12 @@ async fn stream(call: &Call, id: &str) -> Response<Reply> {
         return problem(StatusCode::NOT_FOUND, "The requested resource could not be found.");
     };
     sleep_until(job.ends).await;
-    let event = |name: &str, data: &str| Bytes::from(format!("event: {name}\ndata: {data}\n\n"));
     let output = prediction(call, &job, None)["output"].as_array().cloned().unwrap_or_default();
-    let mut events: VecDeque<Bytes> = output.iter().filter_map(|item| Some(event("output", item.as_str()?))).collect();
-    events.push_back(event("done", "{}"));
+    let output = output.iter().filter_map(|item| Some(("output", item.as_str()?)));
+    // SDKs drop events without an id.
+    let event =
+        |(at, (name, data)): (usize, (&str, &str))| Bytes::from(format!("event: {name}\nid: {at}:0\ndata: {data}\n\n"));
+    let events: VecDeque<Bytes> = output.chain([("done", "{}")]).enumerate().map(event).collect();
     event_list(&call.shared, events)
 }
 
