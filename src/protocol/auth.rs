@@ -1,6 +1,6 @@
 //! How the upstream wants its key, and therefore how its SDKs send one to us.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::config::Secret;
 
@@ -31,6 +31,12 @@ impl Auth {
         &self.name
     }
 
+    /// One of the forms that callers may use whatever the protocol.
+    pub(crate) fn is_usual(&self) -> bool {
+        let bearer = self.name == header::AUTHORIZATION && self.prefix.eq_ignore_ascii_case("Bearer ");
+        bearer || (self.name == "x-api-key" && self.prefix.is_empty())
+    }
+
     /// `None` where the key has bytes that no header may carry.
     fn value(&self, key: &Secret) -> Option<HeaderValue> {
         let mut value = HeaderValue::from_str(&format!("{}{}", self.prefix, key.expose())).ok()?;
@@ -57,11 +63,8 @@ pub(crate) struct KeyHeaders {
 impl KeyHeaders {
     /// `None` where the key has bytes that no header may carry.
     pub(crate) fn new(key: &Secret, protocol: &Protocol) -> Option<Self> {
-        let header = |auth: &Auth| Some((auth.name.clone(), auth.value(key)?));
-        Some(Self {
-            native: header(&protocol.auth)?,
-            llm: header(protocol.llm_auth.as_ref().unwrap_or(&protocol.auth))?,
-        })
+        let pair = |auth: &Auth| Some((auth.name.clone(), auth.value(key)?));
+        Some(Self { native: pair(&protocol.auth)?, llm: pair(protocol.llm_auth.as_ref().unwrap_or(&protocol.auth))? })
     }
 
     /// The header for a family of routes.

@@ -25,7 +25,7 @@ pub(crate) struct Clients {
     /// By SHA-256 of the token: finding one takes the same time whatever the guess, as far as a guesser can see.
     by_token: HashMap<[u8; 32], usize>,
     names: Vec<String>,
-    /// How SDKs of the upstream send a key.
+    /// How SDKs of the upstream send a key, beyond the forms that all may use.
     forms: Vec<Auth>,
 }
 
@@ -37,7 +37,7 @@ impl Clients {
         if names.is_empty() {
             names.push("local".into());
         }
-        Self { by_token, names, forms: protocol.auths().cloned().collect() }
+        Self { by_token, names, forms: protocol.auths().filter(|form| !form.is_usual()).cloned().collect() }
     }
 
     /// Index of the client that sent this request.
