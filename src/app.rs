@@ -19,7 +19,7 @@ use crate::config::{self, Config};
 use crate::credits::Credits;
 use crate::ledger::{Ledger, Place};
 use crate::metrics::Metrics;
-use crate::protocol::{CORE_TODAY, KeyHeaders, Protocol};
+use crate::protocol::KeyHeaders;
 use crate::proxy::accept;
 use crate::proxy::body::Bodies;
 use crate::proxy::create::idempotency::Idempotency;
@@ -204,19 +204,20 @@ fn build_app(
 ) -> Result<(App, Due), StartError> {
     let now = Instant::now();
     let names: Vec<String> = config.accounts.iter().map(|account| account.name.clone()).collect();
-    let clients = Clients::new(&config.clients);
+    let protocol = Arc::clone(&config.upstream.protocol);
+    let clients = Clients::new(&config.clients, &protocol);
     let metrics = Arc::new(Metrics::new(&names));
     let ledger = open_ledger(state, clock, metrics.ledger_failures.clone()).map_err(StartError::State)?;
     let known = ledger.known().map_err(|error| StartError::State(io::Error::other(error)))?;
     let (ledger, key_of) = (Arc::new(ledger), keys(&config.accounts));
     let accounts = build_accounts(config, state, now)?;
     let around = webhooks::Parts { ledger: Arc::clone(&ledger), clock, metrics: metrics.webhooks.clone(), ours };
-    let (hooks, due) = Webhooks::new(&config.webhooks, protocol(config.upstream.protocol), around);
+    let (hooks, due) = Webhooks::new(&config.webhooks, Arc::clone(&protocol), around);
     let hooks = Arc::new(hooks);
     let credits = Credits::open(config, clients.names(), &key_of, Arc::clone(&ledger), metrics.credits.clone());
     let credits = Arc::new(credits.map_err(|error| StartError::State(io::Error::other(error)))?);
     let mut jobs = Jobs::new(
-        protocol(config.upstream.protocol),
+        Arc::clone(&protocol),
         config.jobs.clone(),
         &config.models,
         Arc::clone(&ledger),
@@ -242,7 +243,7 @@ fn build_app(
         clients,
         guard: Guard::new(server, &server.listen),
         routes: config.routes.clone(),
-        protocol: protocol(upstream.protocol),
+        protocol,
         target: Target::new(&upstream.url).ok_or_else(|| StartError::Config("upstream.url has no host".into()))?,
         bodies: Bodies::new(server.buffer_bytes, server.max_body_bytes, server.body_timeout),
         max_body_bytes: server.max_body_bytes,
@@ -299,7 +300,7 @@ fn build_accounts(config: &Config, state: Option<&State>, now: Instant) -> Resul
                 queue::Account::new(account.name.clone(), &account.plan, &shares, max_waiting, ring, now)
             }
         };
-        let key = KeyHeaders::new(&account.key).ok_or_else(|| {
+        let key = KeyHeaders::new(&account.key, &config.upstream.protocol).ok_or_else(|| {
             StartError::Config(format!("the key of account {} cannot stand in a header", account.name))
         })?;
         built.push(Account::new(account, key, queue, Budget::new(config.retry.budget, config.retry.budget_floor, now)));
@@ -311,12 +312,6 @@ fn build_accounts(config: &Config, state: Option<&State>, now: Instant) -> Resul
 fn keys(accounts: &[config::Account]) -> Vec<usize> {
     let first = |account: &config::Account| accounts.iter().position(|other| other.key == account.key);
     accounts.iter().map(|account| first(account).unwrap_or_default()).collect()
-}
-
-fn protocol(protocol: config::Protocol) -> &'static Protocol {
-    match protocol {
-        config::Protocol::CoreToday => &CORE_TODAY,
-    }
 }
 
 impl App {

@@ -16,6 +16,7 @@ pub use self::load::{Flags, Loaded, Sources, TEMPLATE, load, prepare};
 pub use self::report::Report;
 pub use self::secret::Secret;
 pub use crate::credits::amount::Amount;
+pub use crate::protocol::Protocol;
 
 // In reading order: find the file, parse it, lay the environment over it, check it, build from it.
 mod load;
@@ -119,7 +120,7 @@ pub struct Upstream {
     /// Scheme and authority, and an optional path prefix without a slash at its end.
     pub url: Uri,
     /// How jobs are created and followed.
-    pub protocol: Protocol,
+    pub protocol: Arc<Protocol>,
     /// TCP and TLS together.
     pub connect_timeout: Duration,
     /// One attempt, to its response head; below `/llm` ten times as long.
@@ -130,13 +131,6 @@ pub struct Upstream {
     pub idle_timeout: Duration,
     /// Which HTTP version is spoken to the upstream.
     pub http2: Http2,
-}
-
-/// Which job protocol the upstream speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// `api.core.today`, both dialects.
-    CoreToday,
 }
 
 /// HTTP versions towards the upstream.

@@ -47,6 +47,8 @@ mod routes;
 
 mod predictions;
 
+mod replicate;
+
 mod jobs;
 
 mod multipart;
@@ -91,13 +93,13 @@ impl Mock {
     /// Serves only what is handed to [`Mock::serve`]: for tests with paused time.
     #[must_use]
     pub fn in_memory(options: Options) -> Self {
-        Self { shared: Shared::new(options), addr: None, scheme: "http" }
+        Self { shared: Shared::new(options, "http"), addr: None, scheme: "http" }
     }
 
     async fn bind(options: Options, addr: SocketAddr, tls: Option<TlsAcceptor>) -> io::Result<Self> {
         let listener = TcpListener::bind(addr).await?;
         let (addr, scheme) = (listener.local_addr()?, if tls.is_some() { "https" } else { "http" });
-        let shared = Shared::new(options);
+        let shared = Shared::new(options, scheme);
         shared.spawn(server::accept(Arc::clone(&shared), listener, tls));
         Ok(Self { shared, addr: Some(addr), scheme })
     }

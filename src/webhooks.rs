@@ -68,7 +68,7 @@ pub(crate) struct Webhooks {
     allow: Vec<Allow>,
     /// The URL that the upstream is given, but for its token.
     public_url: Option<String>,
-    protocol: &'static Protocol,
+    protocol: Arc<Protocol>,
     ledger: Arc<Ledger>,
     clock: Clock,
     pub(crate) metrics: WebhookMetrics,
@@ -106,7 +106,7 @@ impl Webhooks {
     /// And the other end of the deliverer's queue.
     pub(crate) fn new(
         config: &config::Webhooks,
-        protocol: &'static Protocol,
+        protocol: Arc<Protocol>,
         parts: Parts,
     ) -> (Self, mpsc::UnboundedReceiver<Due>) {
         let (due, queue) = mpsc::unbounded_channel();
@@ -210,7 +210,7 @@ impl Webhooks {
             let message = Message {
                 id: event::message_id(job, end, &row.owed.target),
                 target: row.owed.target,
-                body: event::message(self.protocol, job, end, answer),
+                body: event::message(&self.protocol, job, end, answer),
                 attempts: 0,
             };
             self.ledger.due(row.id, end.name(), message.clone());

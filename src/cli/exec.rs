@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use crate::config::{self, Config, Flags, Loaded};
 use crate::server::Server;
 
-use super::exports::{PLACEHOLDER, SDK_KEYS, base_urls};
+use super::exports::{PLACEHOLDER, base_urls, sdk_keys};
 use super::signals::{Signals, Stop};
 use super::{ConfigFlags, Failure, base_url, glance, logging, start};
 
@@ -91,9 +91,10 @@ fn spawn(command: Vec<OsString>, config: &Config, server: &Server, keys: &[Strin
         }
     }
     let base = server.listen.first().map(|address| base_url(*address)).unwrap_or_default();
-    command.envs(base_urls(&base));
+    let protocol = config.upstream.protocol.name.as_str();
+    command.envs(base_urls(&base, protocol));
     if config.clients.is_empty() {
-        command.envs(SDK_KEYS.iter().chain([&VENDOR_KEY]).map(|name| (name, PLACEHOLDER)));
+        command.envs(sdk_keys(protocol).chain([VENDOR_KEY]).map(|name| (name, PLACEHOLDER)));
     }
     command.spawn().map_err(|error| {
         // As shells say it: 127 not found, 126 found but not run.

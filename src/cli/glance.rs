@@ -19,6 +19,8 @@ pub(super) struct Glance {
     pub(super) admin: Option<SocketAddr>,
     /// The health port; `None`: off.
     pub(super) health: Option<SocketAddr>,
+    /// As `upstream.protocol` names it.
+    pub(super) protocol: String,
     /// Callers need a token.
     pub(super) has_clients: bool,
     /// Environment variables that accounts take their keys from.
@@ -46,6 +48,7 @@ pub(super) fn glance(sources: &Sources) -> Result<Glance, String> {
             admin => Some(address(admin, "admin.listen")?.unwrap_or((Ipv4Addr::LOCALHOST, 8788).into())),
         },
         health: address(health.filter(|text| !off(text)), "admin.health_listen")?,
+        protocol: flag_or(None, sources, &table, "upstream", "protocol").unwrap_or_else(|| "core.today".to_owned()),
         has_clients: table.get("clients").and_then(Value::as_array).is_some_and(|list| !list.is_empty()),
         key_variables: key_variables(&table),
     })

@@ -10,6 +10,7 @@ mod credits;
 mod plans;
 mod policy;
 mod ports;
+mod protocols;
 mod rules;
 mod state;
 mod upstream;
@@ -31,7 +32,8 @@ pub(super) fn build(table: &Table, context: &mut Context<'_>, problems: &Problem
     let plans = plans::read(&root);
     let server = ports::server(&root, context);
     let admin = ports::admin(&root, &server, context);
-    let upstream = upstream::read(&root, context);
+    let protocols = protocols::read(&root);
+    let upstream = upstream::read(&root, &protocols, context);
     let routes = upstream::routes(&root);
     let accounts = accounts::read(&root, &plans, context);
     let queue = policy::queue(&root);

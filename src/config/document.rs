@@ -124,7 +124,7 @@ impl Table {
         for Entry { name, node, .. } in &self.0 {
             let harmless =
                 matches!(name.as_str(), "env" | "file" | "description" | "plan" | "name" | "account" | "weight");
-            node.hide_secrets((secret && !harmless) || sounds_secret(name), problems);
+            node.hide_secrets((secret && !harmless) || sounds_secret(name) || is_header(name, node), problems);
         }
     }
 }
@@ -152,6 +152,11 @@ impl Node {
             _ => {}
         }
     }
+}
+
+/// `auth = "Authorization: Bearer ..."` with something else than `{key}` in it.
+fn is_header(name: &str, node: &Node) -> bool {
+    name.ends_with("auth") && matches!(&node.value, Value::Text(text) if text.contains(':') && !text.ends_with("{key}"))
 }
 
 /// Whether a key of this name may hold a secret, misspelled or not.

@@ -93,6 +93,29 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("models.*.credits_per_1k_tokens", Number),
     ("credits.utc_offset", Text),
     ("credits.refund", Texts),
+    ("protocols.*.create", Texts),
+    ("protocols.*.upload", Texts),
+    ("protocols.*.status", Texts),
+    ("protocols.*.cancel", Texts),
+    ("protocols.*.about", Texts),
+    ("protocols.*.id", Texts),
+    ("protocols.*.wrapper", Text),
+    ("protocols.*.state", Text),
+    ("protocols.*.succeeded", Texts),
+    ("protocols.*.failed", Texts),
+    ("protocols.*.cancelled", Texts),
+    ("protocols.*.model", Texts),
+    ("protocols.*.auth", Text),
+    ("protocols.*.llm_auth", Text),
+    ("protocols.*.headers.*", Text),
+    ("protocols.*.rewrite", Texts),
+    ("protocols.*.wait", Text),
+    ("protocols.*.wait_text", Text),
+    ("protocols.*.prefer_wait", Bool),
+    ("protocols.*.not_found", Text),
+    ("protocols.*.webhook", Text),
+    ("protocols.*.webhook_events", Text),
+    ("protocols.*.webhook_signature", Text),
     ("state.store", Text),
     ("state.path", Text),
     ("log.format", Text),
@@ -100,7 +123,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
 ];
 
 /// Keys of the design that a later version will read.
-pub(super) const LATER: &[&str] = &["jobs.result_ttl", "jobs.hold", "state.redis", "protocols"];
+pub(super) const LATER: &[&str] = &["jobs.result_ttl", "jobs.hold", "state.redis"];
 
 /// Every key that `proxy.toml` may have, as a dotted path; `*` stands for a name of the operator's choice.
 pub fn keys() -> impl Iterator<Item = &'static str> {

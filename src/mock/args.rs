@@ -34,8 +34,8 @@ pub struct MockArgs {
     /// How requests are counted: fixed, anchored, sliding, token-bucket, token-bucket:CAPACITY, two-bucket:LIMIT/WINDOW
     #[arg(long, value_name = "KIND", default_value = "sliding")]
     pub counter: Counter,
-    /// Form of job answers: a or b
-    #[arg(long, value_name = "A|B", default_value = "b")]
+    /// Form of job answers: a or b; or replicate: that API instead
+    #[arg(long, value_name = "A|B|REPLICATE", default_value = "b")]
     pub dialect: Dialect,
     /// Accepted key, with books of its own; may be repeated. None: any key, one book
     #[arg(long = "key", value_name = "KEY")]
@@ -110,6 +110,10 @@ fn banner(mock: &Mock) -> String {
         RunTime::Uniform(low, high) => format!("{low:?} to {high:?}"),
     };
     let keys = if options.keys.is_empty() { "any".to_owned() } else { options.keys.len().to_string() };
+    let (key, probe) = match options.dialect {
+        Dialect::Replicate => ("Authorization: Bearer r8_demo", "account"),
+        Dialect::A | Dialect::B => ("X-API-Key: cdt_demo", "echo"),
+    };
     let (requests, jobs) = (or_any(options.requests), or_any(options.concurrent_jobs));
     let url = mock.url();
     format!(
@@ -117,7 +121,7 @@ fn banner(mock: &Mock) -> String {
          \x20 limits   {requests} requests in {:?} ({}), {jobs} jobs at once\n\
          \x20 jobs     run {run_time}, answered in dialect {:?}\n\
          \x20 keys     {keys} accepted\n\
-         \x20 try      curl -H 'X-API-Key: cdt_demo' {url}/v1/echo\n\
+         \x20 try      curl -H '{key}' {url}/v1/{probe}\n\
          \x20 watch    {url}/_mock/stats and /_mock/requests; faults: POST {url}/_mock/faults",
         options.window, options.counter, options.dialect,
     )

@@ -51,6 +51,13 @@ pub(super) struct Ticket {
     pub(super) verdict: Option<Verdict>,
 }
 
+impl Ticket {
+    /// Index of the book of the key.
+    pub(super) fn book(self) -> usize {
+        self.book
+    }
+}
+
 impl Books {
     pub(super) fn new(options: Arc<Options>, epoch: Epoch) -> Self {
         let mut books = Self {

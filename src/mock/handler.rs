@@ -12,10 +12,11 @@ use super::books::Ticket;
 use super::epoch::ceil_secs;
 use super::fault::Fault;
 use super::meter::Verdict;
+use super::options::Dialect;
 use super::reply::{Reply, error};
 use super::server::{Link, Shared};
 use super::stats::Seen;
-use super::{control, routes};
+use super::{control, replicate, routes};
 
 /// Why a request gets no answer; hyper then closes the connection (HTTP/1.1) or resets the stream (HTTP/2).
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +48,8 @@ pub(super) async fn handle(link: Arc<Link>, request: Request<Incoming>) -> Resul
         sleep(delay).await;
     }
     let headers = Arc::new(parts.headers);
-    let credential = Credential::of(parts.uri.path(), &headers);
+    let replicate = shared.options.dialect == Dialect::Replicate;
+    let credential = Credential::of(parts.uri.path(), &headers, replicate);
     let is_poll = parts.method == Method::GET && parts.uri.path().starts_with("/v1/predictions/");
     let seen = Seen {
         at: Instant::now(),
@@ -69,10 +71,15 @@ pub(super) async fn handle(link: Arc<Link>, request: Request<Incoming>) -> Resul
         }
     });
     let Some(ticket) = ticket else {
-        return Ok(error(StatusCode::UNAUTHORIZED, "invalid or missing API key"));
+        return Ok(if replicate {
+            replicate::problem(StatusCode::UNAUTHORIZED, "You did not pass a valid authentication token.")
+        } else {
+            error(StatusCode::UNAUTHORIZED, "invalid or missing API key")
+        });
     };
     let call = Call { shared, ticket, method: parts.method, uri: parts.uri, headers };
     let answer = match ticket.verdict {
+        Some(verdict) if !verdict.allowed && replicate => Ok(replicate::throttled(verdict.wait)),
         Some(verdict) if !verdict.allowed => Ok(refusal(&verdict)),
         _ => serve(&link, &call, body).await,
     };
@@ -116,7 +123,8 @@ async fn finish(call: &Call, answer: Result<Response<Reply>, Cut>) -> Result<Res
         sleep(options.answer_delay).await;
     }
     let mut answer = answer?;
-    if let Some(verdict) = call.ticket.verdict.filter(|_| options.rate_headers) {
+    if let Some(verdict) = call.ticket.verdict.filter(|_| options.rate_headers && options.dialect != Dialect::Replicate)
+    {
         let reset = call.shared.epoch.reset_secs(verdict.reset);
         for (name, value) in [("x-ratelimit-remaining", verdict.remaining.into()), ("x-ratelimit-reset", reset)] {
             answer.headers_mut().entry(name).or_insert_with(|| HeaderValue::from(value));
@@ -151,8 +159,8 @@ struct Credential {
 }
 
 impl Credential {
-    /// Strict about the place: `/llm` knows `Authorization` only, reports want a user's token there.
-    fn of(path: &str, headers: &HeaderMap) -> Option<Self> {
+    /// Strict about the place: `/llm` and Replicate know `Authorization` only, reports want a user's token there.
+    fn of(path: &str, headers: &HeaderMap, replicate: bool) -> Option<Self> {
         let text = |value: &HeaderValue| value.to_str().ok().map(str::trim).map(str::to_owned);
         let bearer = || {
             let value = text(headers.get(AUTHORIZATION)?)?;
@@ -162,7 +170,7 @@ impl Credential {
         let session = path.starts_with("/v1/reports/");
         let secret = if session {
             bearer().filter(|token| !token.starts_with("cdt_"))
-        } else if path.starts_with("/llm/") {
+        } else if replicate || path.starts_with("/llm/") {
             bearer()
         } else {
             headers.get("x-api-key").and_then(text).or_else(bearer)
@@ -179,7 +187,7 @@ mod tests {
         let headers = headers.iter().map(|&(name, value)| {
             (HeaderName::from_static(name), HeaderValue::from_static(value)) //
         });
-        Credential::of(path, &headers.collect()).map(|credential| credential.secret)
+        Credential::of(path, &headers.collect(), false).map(|credential| credential.secret)
     }
 
     #[test]

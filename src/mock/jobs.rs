@@ -30,6 +30,9 @@ pub(super) struct Job {
     /// Index of the book whose slot it holds.
     pub(super) book: usize,
     model: String,
+    version: String,
+    /// Where its URLs begin.
+    origin: String,
     input: Value,
     created: Instant,
     /// When it leaves `pending`.
@@ -48,13 +51,14 @@ impl Job {
     /// The word for the job's state at `now`.
     pub(super) fn status(&self, now: Instant, dialect: Dialect) -> &'static str {
         match (dialect, self.ending) {
+            (Dialect::Replicate, _) if now < self.starts.min(self.ends) => "starting",
             _ if now < self.starts.min(self.ends) => "pending",
             (Dialect::A, _) if !self.finished(now) => "pending",
-            (Dialect::B, _) if !self.finished(now) => "processing",
-            (Dialect::A, Ending::Success) => "succeeded",
+            (Dialect::B | Dialect::Replicate, _) if !self.finished(now) => "processing",
+            (Dialect::A | Dialect::Replicate, Ending::Success) => "succeeded",
             (Dialect::B, Ending::Success) => "completed",
             (_, Ending::Failure) => "failed",
-            (Dialect::A, Ending::Cancelled) => "canceled",
+            (Dialect::A | Dialect::Replicate, Ending::Cancelled) => "canceled",
             (Dialect::B, Ending::Cancelled) => "cancelled",
         }
     }
@@ -90,6 +94,22 @@ impl Job {
                 "job_id": self.id, "status": status, "provider": "mock", "model": self.model,
                 "created_at": created_at, "result": url, "public_url": null, "error": error,
             }),
+            Dialect::Replicate => {
+                let at = |instant: Instant| (now >= instant).then(|| epoch.timestamp(instant));
+                let prediction = format!("{}/v1/predictions/{}", self.origin, self.id);
+                json!({
+                    "id": self.id, "model": self.model, "version": self.version, "input": self.input, "logs": "",
+                    "output": url.map(|_| [format!("https://replicate.delivery/mock/{}/out-0.png", self.id)]),
+                    "data_removed": false, "error": error, "source": "api", "status": status, "created_at": created_at,
+                    "started_at": at(self.starts), "completed_at": at(self.ends),
+                    "metrics": { "predict_time": done.then(|| (self.ends - self.created).as_secs_f64()) },
+                    "urls": {
+                        "get": prediction, "cancel": format!("{prediction}/cancel"),
+                        "stream": format!("{}/v1/streams/{}", self.origin, self.id),
+                        "web": format!("https://replicate.com/p/{}", self.id),
+                    },
+                })
+            }
         }
     }
 }
@@ -98,6 +118,10 @@ impl Job {
 #[derive(Debug)]
 pub(super) struct NewJob {
     pub(super) model: String,
+    /// Of the model; only Replicate has them.
+    pub(super) version: String,
+    /// Where URLs in answers begin; only Replicate's have any.
+    pub(super) origin: String,
     pub(super) input: Value,
     pub(super) run_time: Duration,
     pub(super) ending: Ending,
@@ -131,6 +155,7 @@ impl Jobs {
         let id = match dialect {
             Dialect::A => format!("pred_{:04x}{:06}", self.tag, self.last),
             Dialect::B => format!("job_{:04x}{:06}", self.tag, self.last),
+            Dialect::Replicate => format!("r{:04x}{:06}x", self.tag, self.last),
         };
         if self.order.len() >= MEMORY
             && let Some(old) = self.order.pop_front()
@@ -144,6 +169,8 @@ impl Jobs {
             seq: self.last,
             book,
             model: new.model,
+            version: new.version,
+            origin: new.origin,
             input: new.input,
             created: now,
             starts: now + queued,
@@ -166,6 +193,8 @@ impl Jobs {
             job.ends = now;
             job.ending = ending.unwrap_or(job.ending);
             if let Some(moved) = &job.moved {
+                // All who wait, and one who is about to.
+                moved.notify_waiters();
                 moved.notify_one();
             }
         }
@@ -216,6 +245,8 @@ mod tests {
     fn two_seconds() -> NewJob {
         NewJob {
             model: "m".into(),
+            version: String::new(),
+            origin: String::new(),
             input: json!({}),
             run_time: Duration::from_secs(2),
             ending: Ending::Success,

@@ -101,7 +101,7 @@ impl Options {
     }
 }
 
-/// The two forms job answers are documented in.
+/// The two forms job answers are documented in, and another API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Dialect {
     /// `id`, `pending` then `succeeded`, `output`, `metrics`.
@@ -109,6 +109,8 @@ pub enum Dialect {
     /// `job_id`, `pending`, `processing`, then `completed`, `result`.
     #[default]
     B,
+    /// All of `api.replicate.com` that its SDKs call to run a model.
+    Replicate,
 }
 
 impl FromStr for Dialect {
@@ -118,7 +120,8 @@ impl FromStr for Dialect {
         match text {
             "a" | "A" => Ok(Self::A),
             "b" | "B" => Ok(Self::B),
-            _ => Err(format!("`{text}` is neither a nor b")),
+            "replicate" => Ok(Self::Replicate),
+            _ => Err(format!("`{text}` is none of a, b and replicate")),
         }
     }
 }

@@ -81,29 +81,48 @@ fn start(call: &Call, body: &Value) -> Response<Reply> {
     let Some(model) = body["model"].as_str().filter(|model| !model.is_empty()) else {
         return invalid("model is required");
     };
-    let Some(input) = body["input"].as_object() else {
+    if !body["input"].is_object() {
         return invalid("input must be an object");
-    };
-    let target = webhook::Target::of(body);
+    }
     let new = NewJob {
         model: model.to_owned(),
+        version: String::new(),
+        origin: String::new(),
         input: body["input"].clone(),
         run_time: Duration::ZERO,
-        ending: if input.get("fail").is_some_and(|fail| fail == true) { Ending::Failure } else { Ending::Success },
-        watched: target.is_some(),
+        ending: ending(&body["input"]),
+        watched: webhook::Target::of(body).is_some(),
     };
-    let run_time = input.get("run_time_ms").and_then(Value::as_f64);
-    let run_time = run_time.and_then(|ms| Duration::try_from_secs_f64(ms / 1_000.0).ok());
-    let run_time = run_time.map(|d| d.min(Duration::from_secs(7 * 86_400)));
-    let options = &call.shared.options;
+    match start_new(call, body, new, run_time(&body["input"])) {
+        Ok(job) => {
+            let status = call.shared.options.create_status;
+            job_reply(call, StatusCode::from_u16(status).unwrap_or(StatusCode::CREATED), &job)
+        }
+        Err(status) => error(status, "concurrent job limit reached"),
+    }
+}
+
+/// Enters a job in the books and sees to its webhook; the status of the refusal where the limit is reached.
+pub(super) fn start_new(call: &Call, body: &Value, new: NewJob, run_time: Option<Duration>) -> Result<Job, StatusCode> {
     let Some(job) = call.shared.books(|books| books.create(call.ticket, new, run_time)) else {
-        let status = StatusCode::from_u16(options.job_limit_status).unwrap_or(StatusCode::TOO_MANY_REQUESTS);
-        return error(status, "concurrent job limit reached");
+        let status = call.shared.options.job_limit_status;
+        return Err(StatusCode::from_u16(status).unwrap_or(StatusCode::TOO_MANY_REQUESTS));
     };
-    if let Some(target) = target {
+    if let Some(target) = webhook::Target::of(body) {
         call.shared.spawn(webhook::deliver(Arc::clone(&call.shared), job.id.clone(), target));
     }
-    job_reply(call, StatusCode::from_u16(options.create_status).unwrap_or(StatusCode::CREATED), &job)
+    Ok(job)
+}
+
+/// `input.fail` makes a job fail.
+pub(super) fn ending(input: &Value) -> Ending {
+    if input.get("fail").is_some_and(|fail| fail == true) { Ending::Failure } else { Ending::Success }
+}
+
+/// `input.run_time_ms`, at most a week.
+pub(super) fn run_time(input: &Value) -> Option<Duration> {
+    let ms = input.get("run_time_ms").and_then(Value::as_f64)?;
+    Some(Duration::try_from_secs_f64(ms / 1_000.0).ok()?.min(Duration::from_secs(7 * 86_400)))
 }
 
 fn job_reply(call: &Call, status: StatusCode, job: &Job) -> Response<Reply> {

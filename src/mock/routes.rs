@@ -9,8 +9,9 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use super::handler::{Call, Cut};
+use super::options::Dialect;
 use super::reply::{Reply, error, json_reply, typed};
-use super::{llm, predictions, probe};
+use super::{llm, predictions, probe, replicate};
 
 /// Longest JSON body.
 const BODY_BYTES: usize = 32 * 1024 * 1024;
@@ -18,6 +19,9 @@ const BODY_BYTES: usize = 32 * 1024 * 1024;
 /// Carries out a request that was let in.
 pub(super) async fn route(call: &Call, body: Incoming) -> Result<Response<Reply>, Cut> {
     let path: Vec<&str> = call.uri.path().trim_start_matches('/').split('/').collect();
+    if call.shared.options.dialect == Dialect::Replicate && path.get(1) != Some(&"echo") {
+        return replicate::route(call, &path, body).await;
+    }
     match (call.method.as_str(), path.as_slice()) {
         ("POST", ["v1", "predictions"]) => predictions::create(call, body).await,
         ("POST", ["v1", "predictions", "upload"]) => predictions::upload(call, body).await,

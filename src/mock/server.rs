@@ -30,6 +30,8 @@ const BEFORE_CLOSE: Duration = Duration::from_millis(20);
 pub(super) struct Shared {
     pub(super) options: Arc<Options>,
     pub(super) epoch: Epoch,
+    /// Of its URLs.
+    pub(super) scheme: &'static str,
     books: Mutex<Books>,
     /// Sent to after every change in the books.
     changed: watch::Sender<()>,
@@ -38,13 +40,14 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(options: Options) -> Arc<Self> {
+    pub(super) fn new(options: Options, scheme: &'static str) -> Arc<Self> {
         let options = Arc::new(options);
         let epoch = Epoch::starting_at(options.start_epoch.unwrap_or_else(SystemTime::now));
         Arc::new(Self {
             books: Mutex::new(Books::new(Arc::clone(&options), epoch)),
             options,
             epoch,
+            scheme,
             changed: watch::Sender::new(()),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),

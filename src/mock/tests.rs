@@ -145,6 +145,51 @@ async fn a_connection_closed_while_idle_had_a_good_answer() {
     timeout(SOON, mock.shutdown()).await.expect("everything ends");
 }
 
+#[tokio::test(start_paused = true)]
+async fn replicate_holds_a_create_as_long_as_it_may() {
+    let mock = Mock::in_memory(Options { dialect: Dialect::Replicate, ..Options::default() });
+    let create = |path: &'static str, prefer: &'static str, body: Value| {
+        let request =
+            Request::post(path).header("authorization", "Bearer k").header("host", "mock:9").header("prefer", prefer);
+        let mock = &mock;
+        async move { send(mock, request, &body.to_string()).await.expect("an answer") }
+    };
+    let start = Instant::now();
+    let held = create("/v1/models/acme/boats/predictions", "wait", json!({ "input": {} })).await;
+    assert_eq!((held.status(), held.headers()["preference-applied"].as_bytes()), (StatusCode::CREATED, &b"wait"[..]));
+    let held = body(held);
+    assert_eq!(start.elapsed(), Duration::from_millis(2_500));
+    assert_eq!((&held["status"], &held["model"]), (&json!("succeeded"), &json!("acme/boats")));
+
+    let start = Instant::now();
+    let early = body(create("/v1/predictions", "wait=1", json!({ "version": "acme/boats:hash", "input": {} })).await);
+    assert_eq!(start.elapsed(), Duration::from_secs(1));
+    assert_eq!(
+        (&early["status"], &early["model"], &early["version"]),
+        (&json!("starting"), &json!("acme/boats"), &json!("hash"))
+    );
+    let get = format!("http://mock:9/v1/predictions/{}", early["id"].as_str().expect("an id"));
+    assert_eq!((&early["urls"]["get"], &early["urls"]["cancel"]), (&json!(get), &json!(format!("{get}/cancel"))));
+
+    let cancel = Request::post(get.strip_prefix("http://mock:9").expect("ours").to_owned() + "/cancel");
+    let cancelled = body(send(&mock, cancel.header("authorization", "Bearer k"), "").await.expect("an answer"));
+    assert_eq!(cancelled["status"], "canceled");
+    assert_eq!(mock.stats().jobs_live_now, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn replicate_says_how_long_to_wait_in_its_text_alone() {
+    let mock = Mock::in_memory(Options { dialect: Dialect::Replicate, requests: Some(1), ..Options::default() });
+    let get = || async { send(&mock, Request::get("/v1/account").header("authorization", "Bearer k"), "").await };
+    assert_eq!(get().await.expect("an answer").status(), StatusCode::OK);
+    advance(Duration::from_secs(31)).await;
+    let refused = get().await.expect("an answer");
+    assert_eq!((number(&refused, "retry-after"), number(&refused, "x-ratelimit-remaining")), (None, None));
+    assert!(body(refused)["detail"].as_str().expect("text").ends_with("resets in ~29s."));
+    let nobody = send(&mock, Request::get("/v1/account").header("x-api-key", "k"), "").await.expect("an answer");
+    assert_eq!(nobody.status(), StatusCode::UNAUTHORIZED);
+}
+
 #[tokio::test]
 async fn tls_is_spoken() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");

@@ -40,8 +40,12 @@ impl Target {
             "[::1]" => IpAddr::V6(Ipv6Addr::LOCALHOST),
             host => host.parse().ok()?,
         };
-        let wanted =
-            |event: &str| create["webhook_events"].as_array().is_none_or(|list| list.iter().any(|e| e == event));
+        let wanted = |event: &str| {
+            create["webhook_events"]
+                .as_array()
+                .or(create["webhook_events_filter"].as_array())
+                .is_none_or(|list| list.iter().any(|e| e == event))
+        };
         (uri.scheme_str() == Some("http") && ip.is_loopback()).then(|| Self {
             addr: SocketAddr::new(ip, uri.port_u16().unwrap_or(80)),
             completed: wanted("completed"),

@@ -3,7 +3,7 @@
 use http::{Method, request};
 
 use crate::config::{self, RouteAuth};
-use crate::protocol::{Create, Family, Meaning, Protocol};
+use crate::protocol::{Create, Family, Meaning, Protocol, wait};
 
 use super::body::Held;
 use super::create::idempotency::Key;
@@ -20,8 +20,11 @@ pub(crate) struct Call {
     /// The job it asks about or cancels.
     pub(crate) job: Option<String>,
     pub(crate) auth: RouteAuth,
-    /// It may be repeated without harm (RFC 9110 §9.2.2; PUT is left out, as the upstream's are not known to be).
+    /// It may be repeated without harm (RFC 9110 §9.2.2; PUT is left out, as the upstream's are not known to be). Asking about a job
+    /// and cancelling it always may, whatever the method.
     pub(crate) repeatable: bool,
+    /// How long the upstream may hold the answer, because the caller said `Prefer: wait` and the upstream understands it.
+    pub(crate) held_secs: u16,
 }
 
 impl Call {
@@ -32,16 +35,21 @@ impl Call {
             Meaning::Create(kind) => (Class::Create, Some(kind), None),
             Meaning::Status(id) => (Class::Poll, None, Some(id.to_owned())),
             Meaning::Cancel(id) => (Class::Cancel, None, Some(id.to_owned())),
+            Meaning::About(id) => (Class::Other, None, Some(id.to_owned())),
             Meaning::Nothing => (Class::Other, None, None),
         };
         let route = routes.iter().find(|route| path.starts_with(&route.prefix));
         Self {
             class,
-            family: Family::of(path),
+            family: protocol.family(path),
             create,
             job,
             auth: route.map_or(RouteAuth::Account, |route| route.auth),
-            repeatable: matches!(request.method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS),
+            repeatable: matches!(class, Class::Poll | Class::Cancel)
+                || matches!(request.method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS),
+            held_secs: wait::offered(&request.headers)
+                .filter(|_| protocol.prefer_wait && class == Class::Create)
+                .map_or(0, |wait| u16::try_from(wait.as_secs()).unwrap_or(u16::MAX)),
         }
     }
 
@@ -54,6 +62,7 @@ impl Call {
             job: Some(id.to_owned()),
             auth: RouteAuth::Account,
             repeatable: true,
+            held_secs: 0,
         }
     }
 

@@ -167,7 +167,7 @@ async fn settle(
 ) -> Charge {
     if let Some(webhook) = webhook {
         // Before the job table may see the job's end.
-        webhook.answered(app.protocol, status, answer).await;
+        webhook.answered(&app.protocol, status, answer).await;
     }
     pending.settle(status, answer).await
 }

@@ -31,6 +31,7 @@ pub(crate) struct Finish {
 pub(crate) struct Record {
     pub(crate) request_id: HeaderValue,
     pub(crate) method: Method,
+    /// With the authority by which the caller reached us, where URLs in answers are turned to it.
     pub(crate) uri: Uri,
     /// By index.
     pub(crate) client: Option<usize>,

@@ -2,6 +2,8 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
+use crate::protocol::{Protocol, wait};
+
 use super::identify::CREDENTIALS;
 
 /// How long a caller is willing to wait in the queue: `10s`, `1m30s`.
@@ -49,6 +51,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 pub(crate) struct Outbound<'a> {
     /// The upstream's authority.
     pub(crate) host: &'a HeaderValue,
+    pub(crate) protocol: &'a Protocol,
     /// The account's key; `None` where the caller's own `Authorization` passes.
     pub(crate) key: Option<(HeaderName, HeaderValue)>,
     /// The answer will be read by us: it must not come compressed.
@@ -64,7 +67,14 @@ pub(crate) fn prepare(headers: &mut HeaderMap, out: Outbound<'_>) {
     for name in &CREDENTIALS {
         headers.remove(name);
     }
+    for auth in out.protocol.auths() {
+        headers.remove(auth.name());
+    }
     headers.remove(MAX_WAIT);
+    if !out.protocol.prefer_wait {
+        wait::withdraw(headers);
+    }
+    out.protocol.dress(headers);
     headers.remove(header::EXPECT);
     headers.insert(header::HOST, out.host.clone());
     if out.plain_answer {
@@ -107,7 +117,8 @@ mod tests {
         let mut headers = map(pairs);
         let host = HeaderValue::from_static("api.example.test");
         let key = key.map(|key| (HeaderName::from_static("x-api-key"), HeaderValue::from_static(key)));
-        prepare(&mut headers, Outbound { host: &host, key, plain_answer: true, idempotency_key: None });
+        let protocol = &crate::protocol::core_today();
+        prepare(&mut headers, Outbound { host: &host, protocol, key, plain_answer: true, idempotency_key: None });
         headers
     }
 

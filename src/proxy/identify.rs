@@ -7,6 +7,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 use http::{HeaderMap, HeaderName, header};
 
 use crate::config;
+use crate::protocol::Protocol;
+use crate::protocol::auth::Auth;
 
 use super::rejection::Rejection;
 
@@ -23,17 +25,19 @@ pub(crate) struct Clients {
     /// By SHA-256 of the token: finding one takes the same time whatever the guess, as far as a guesser can see.
     by_token: HashMap<[u8; 32], usize>,
     names: Vec<String>,
+    /// How SDKs of the upstream send a key, beyond the forms that all may use.
+    forms: Vec<Auth>,
 }
 
 impl Clients {
     /// No clients in the configuration: everyone is `local`.
-    pub(crate) fn new(clients: &[config::Client]) -> Self {
+    pub(crate) fn new(clients: &[config::Client], protocol: &Protocol) -> Self {
         let by_token = clients.iter().enumerate().map(|(index, client)| (hash(client.token.expose()), index)).collect();
         let mut names: Vec<String> = clients.iter().map(|client| client.name.clone()).collect();
         if names.is_empty() {
             names.push("local".into());
         }
-        Self { by_token, names }
+        Self { by_token, names, forms: protocol.auths().filter(|form| !form.is_usual()).cloned().collect() }
     }
 
     /// Index of the client that sent this request.
@@ -44,8 +48,13 @@ impl Clients {
         let text = |name: &HeaderName| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
         let bearer = text(&header::AUTHORIZATION).filter_map(bearer_token);
         let keys = query.into_iter().flat_map(parameters).filter(|(_, name, _)| *name == "key");
-        let candidates =
-            text(&OWN_TOKEN).chain(text(&API_KEY)).chain(bearer).chain(text(&GOOGLE_KEY)).map(Cow::Borrowed);
+        let forms = self.forms.iter().flat_map(|form| form.tokens(headers));
+        let candidates = text(&OWN_TOKEN)
+            .chain(text(&API_KEY))
+            .chain(bearer)
+            .chain(text(&GOOGLE_KEY))
+            .chain(forms)
+            .map(Cow::Borrowed);
         let candidates = candidates.chain(keys.map(|(_, _, value)| percent_decode(value)));
         let mut found = None;
         for candidate in candidates {
@@ -62,8 +71,10 @@ impl Clients {
 
     /// True where `Authorization` holds a client's token, which must not go on even where the caller's own `Authorization` does.
     pub(crate) fn is_token(&self, authorization: &http::HeaderValue) -> bool {
-        let token = authorization.to_str().ok().and_then(bearer_token);
-        token.is_some_and(|token| self.by_token.contains_key(&hash(token)))
+        let value = authorization.to_str().unwrap_or_default();
+        // Whatever the scheme: `Bearer TOKEN`, `Key TOKEN`, or the token alone.
+        let token = value.split_once(' ').map(|(_, token)| token.trim());
+        [Some(value.trim()), token].into_iter().flatten().any(|token| self.by_token.contains_key(&hash(token)))
     }
 
     /// A client's name in logs and metrics.
@@ -151,7 +162,9 @@ mod tests {
             plan: None,
             weight: NonZeroU32::MIN,
         };
-        Clients::new(&[client("web", "web token"), client("batch", "batch-token")])
+        let fal = Auth::parse("Authorization: Key {key}").expect("a form");
+        let protocol = Protocol { llm_auth: Some(fal), ..crate::protocol::core_today() };
+        Clients::new(&[client("web", "web token"), client("batch", "batch-token")], &protocol)
     }
 
     fn who(pairs: &[(&'static str, &'static str)], query: Option<&str>) -> Result<usize, Rejection> {
@@ -168,6 +181,7 @@ mod tests {
         assert_eq!(who(&[("x-api-key", "batch-token")], None), Ok(1));
         assert_eq!(who(&[("authorization", "bearer batch-token")], None), Ok(1));
         assert_eq!(who(&[("x-goog-api-key", "batch-token")], None), Ok(1));
+        assert_eq!(who(&[("authorization", "Key batch-token")], None), Ok(1), "a form of the protocol");
         assert_eq!(who(&[], Some("alt=sse&key=web%20token")), Ok(0));
         assert_eq!(who(&[], Some("ke%79=web+token")), Ok(0));
     }
@@ -183,7 +197,7 @@ mod tests {
 
     #[test]
     fn without_clients_everyone_is_local() {
-        let nobody = Clients::new(&[]);
+        let nobody = Clients::new(&[], &crate::protocol::core_today());
         assert_eq!(nobody.identify(&HeaderMap::new(), None), Ok(0));
         assert_eq!(nobody.name(0), "local");
     }

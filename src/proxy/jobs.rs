@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -51,7 +51,6 @@ pub(crate) struct Owner {
 #[derive(Debug, Clone)]
 pub(crate) struct Ended {
     pub(crate) id: String,
-    pub(crate) owner: Owner,
     /// The number that the create had before it had an id.
     pub(crate) number: u64,
     pub(crate) end: End,
@@ -77,7 +76,7 @@ struct Job {
 
 /// The job table.
 pub(crate) struct Jobs {
-    protocol: &'static Protocol,
+    protocol: Arc<Protocol>,
     settings: config::Jobs,
     polls: HashMap<String, Duration>,
     /// Keyed and many: every poll reads it, every create writes it, on all workers.
@@ -114,7 +113,7 @@ pub(crate) struct View {
 
 impl Jobs {
     pub(crate) fn new(
-        protocol: &'static Protocol,
+        protocol: Arc<Protocol>,
         settings: config::Jobs,
         models: &[config::Model],
         ledger: Arc<Ledger>,
@@ -204,6 +203,12 @@ impl Jobs {
     /// Whose this job is, if it is known.
     pub(crate) fn owner(&self, id: &str) -> Option<Owner> {
         self.table.get(id).map(|job| job.owner)
+    }
+
+    /// Our own status request for a job.
+    pub(crate) fn status_request(&self, id: &str) -> Option<(Method, String)> {
+        let model = self.table.get(id).map(|job| Arc::clone(&job.model));
+        self.protocol.status_request(id, model.as_deref().unwrap_or_default())
     }
 
     /// True if `client` may know of this job.
@@ -307,10 +312,10 @@ impl Jobs {
     fn end(&self, id: &str, end: End, status: &str, answer: Option<&Bytes>) {
         let ended = self.table.get_mut(id).and_then(|mut job| {
             status.clone_into(&mut job.status);
-            Some((job.slot.take()?, job.owner, job.number))
+            Some((job.slot.take()?, job.number))
         });
-        let Some((slot, owner, number)) = ended else { return };
-        let ended = Ended { id: id.to_owned(), owner, number, end, answer: answer.cloned() };
+        let Some((slot, number)) = ended else { return };
+        let ended = Ended { id: id.to_owned(), number, end, answer: answer.cloned() };
         self.observers.iter().for_each(|observer| observer(&ended));
         self.ledger.ended(number, status);
         drop(slot);

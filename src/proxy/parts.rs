@@ -14,7 +14,7 @@ use crate::config::{self, Llm, RouteAuth};
 use crate::credits::Credits;
 use crate::ledger::Ledger;
 use crate::metrics::Metrics;
-use crate::protocol::{Create, Family, KeyHeaders, Protocol};
+use crate::protocol::{Create, KeyHeaders, Protocol};
 use crate::webhooks::Webhooks;
 
 use super::body::{Bodies, Held};
@@ -37,7 +37,7 @@ pub(crate) struct App {
     pub(crate) clients: Clients,
     pub(crate) guard: Guard,
     pub(crate) routes: Vec<config::Route>,
-    pub(crate) protocol: &'static Protocol,
+    pub(crate) protocol: Arc<Protocol>,
     pub(crate) target: Target,
     pub(crate) bodies: Bodies,
     pub(crate) max_body_bytes: u64,
@@ -113,14 +113,22 @@ impl App {
     }
 
     /// Takes the body as far as it is needed before the queue, and the model that it names.
-    pub(crate) async fn take_body(&self, call: &Call, body: Incoming) -> Result<(Held, Option<String>), Rejection> {
+    pub(crate) async fn take_body(
+        &self,
+        call: &Call,
+        path: &str,
+        body: Incoming,
+    ) -> Result<(Held, Option<String>), Rejection> {
         match call.create {
             Some(Create::Json) => {
                 let held = self.bodies.whole(body).await?;
-                let model = model_of(held.bytes());
+                let model = self.protocol.model(path, held.bytes());
                 Ok((held, model))
             }
-            Some(Create::Multipart) => self.bodies.multipart(body).await,
+            Some(Create::Multipart) => {
+                let (held, model) = self.bodies.multipart(body).await?;
+                Ok((held, self.protocol.model(path, &[]).or(model)))
+            }
             None => Ok((self.bodies.small_or_unread(body).await?, None)),
         }
     }
@@ -142,7 +150,13 @@ impl App {
         }
         let key = (call.auth == RouteAuth::Account).then(|| self.accounts[account].key.header(call.family));
         let idempotency_key = call.create.map(|_| headers::random_id());
-        let out = Outbound { host: &self.target.host, key, plain_answer: call.observed(), idempotency_key };
+        let out = Outbound {
+            host: &self.target.host,
+            protocol: &self.protocol,
+            key,
+            plain_answer: call.observed(),
+            idempotency_key,
+        };
         headers::prepare(&mut head.headers, out);
         Ok(head)
     }
@@ -175,9 +189,14 @@ impl App {
         }
     }
 
-    /// 10 min below `/llm`, where answers are computed while we wait, as configured elsewhere.
-    pub(crate) fn attempt_timeout(&self, family: Family) -> Duration {
-        if family.is_llm() { self.attempt_timeout * 10 } else { self.attempt_timeout }
+    /// 10 min below `/llm`, where answers are computed while we wait, as configured elsewhere. What the upstream was asked to hold its
+    /// answer for comes on top.
+    pub(crate) fn attempt_timeout(&self, call: &Call) -> Duration {
+        if call.family.is_llm() {
+            self.attempt_timeout * 10
+        } else {
+            self.attempt_timeout + Duration::from_secs(call.held_secs.into())
+        }
     }
 }
 

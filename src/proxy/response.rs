@@ -3,11 +3,13 @@
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use bytes::Bytes;
+use http::uri::{Authority, Scheme};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri, header, request};
 
 use crate::credits::Receipt;
 use crate::credits::amount::Amount;
-use crate::protocol::Family;
+use crate::protocol::{Family, Protocol};
 
 use super::App;
 use super::dispatch::{Passed, Refusal};
@@ -17,7 +19,7 @@ use super::jobs::Charge;
 use super::queue::Class;
 use super::quota::View;
 use super::quota::feedback::{LIMIT, REMAINING, RESET};
-use super::rejection::{LIMIT_SOURCE, SHOULD_RETRY};
+use super::rejection::{LIMIT_SOURCE, Rejection, SHOULD_RETRY};
 use super::retry::{Reply, ReplyBody};
 
 pub(crate) use self::relay::RelayBody;
@@ -60,7 +62,15 @@ impl App {
         }
         self.tell(&mut head.headers, &finish);
         let body = match body {
-            ReplyBody::Whole(bytes) => RelayBody::whole(bytes, finish),
+            ReplyBody::Whole(bytes) => {
+                let about_job = matches!(finish.record.class, Some(Class::Create | Class::Poll | Class::Cancel));
+                let host = finish.record.uri.authority().filter(|_| about_job);
+                let turned = host.and_then(|host| self.turned(&bytes, host));
+                if turned.is_some() {
+                    fit(&mut head.headers);
+                }
+                RelayBody::whole(turned.unwrap_or(bytes), finish)
+            }
             ReplyBody::Stream { prefix, rest, back } => {
                 RelayBody::stream(prefix, rest, back, self.idle_timeout, finish)
             }
@@ -71,6 +81,11 @@ impl App {
         response
     }
 
+    /// An answer about a job with the upstream's URLs as ours at `host`; `None` where there are none.
+    fn turned(&self, body: &[u8], host: &Authority) -> Option<Bytes> {
+        self.protocol.rewrite(body, |url| Some(format!("http://{host}{}", self.target.path_of(url)?)))
+    }
+
     /// Answers by ourselves, in the error form of the API family that was called.
     pub(crate) fn reject(&self, refusal: &Refusal, family: Family, mut finish: Finish) -> Response<RelayBody> {
         let Refusal { rejection, charge, spent } = refusal;
@@ -79,7 +94,10 @@ impl App {
         (record.attempts, record.queued, record.upstream) = (spent.attempts, spent.queued, spent.upstream);
         record.charge = (record.class == Some(Class::Create)).then_some(*charge);
         record.credits = spent.credits;
-        let (mut head, body) = rejection.response(family).into_parts();
+        let (mut head, mut body) = rejection.response(family).into_parts();
+        if matches!(rejection, Rejection::NotYours) {
+            body = self.protocol.not_found.clone().into();
+        }
         self.tell(&mut head.headers, &finish);
         Response::from_parts(head, RelayBody::whole(body, finish))
     }
@@ -116,6 +134,24 @@ struct Told<'a> {
     credits: Option<Receipt>,
     credits_left: Option<Amount>,
     wall: SystemTime,
+}
+
+/// The request's target, with the authority by which the caller reached us where answers need it. The guard checks the name.
+pub(crate) fn reached(protocol: &Protocol, head: &request::Parts) -> Uri {
+    let named = || Authority::try_from(head.headers.get(header::HOST)?.as_bytes()).ok();
+    if protocol.rewrite.is_empty() || head.uri.authority().is_some() {
+        return head.uri.clone();
+    }
+    let mut parts = head.uri.clone().into_parts();
+    (parts.scheme, parts.authority) = (Some(Scheme::HTTP), named());
+    Uri::from_parts(parts).unwrap_or_else(|_| head.uri.clone())
+}
+
+/// Fields that were true of the body before URLs in it were turned.
+fn fit(headers: &mut HeaderMap) {
+    for name in ["content-length", "content-md5", "digest", "content-digest", "repr-digest"] {
+        headers.remove(name);
+    }
 }
 
 /// Cleans an upstream answer's fields.

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http::{Request, StatusCode, Version, response};
+use http::header::RETRY_AFTER;
+use http::{HeaderValue, Request, StatusCode, Version, response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::credits::hold::Hold;
+use crate::protocol::Protocol;
 
 use super::Worker;
 use super::body::{Held, Upload};
@@ -38,6 +40,8 @@ pub(crate) const OBSERVED_BYTES: usize = 8 << 20;
 const KEPT_BYTES: usize = 64 * 1024;
 /// A connection that fails before anything is written is replaced this often without counting as an attempt.
 const RECONNECTS: u32 = 3;
+/// Pauses in the body of a refusal that may say how long to wait.
+const EXPLAINED_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a call got in the end.
 pub(crate) struct Reply {
@@ -46,6 +50,12 @@ pub(crate) struct Reply {
     pub(crate) attempts: u32,
     /// From the first dispatch to the last response head.
     pub(crate) upstream: Duration,
+}
+
+impl Reply {
+    fn new(head: response::Parts, body: ReplyBody) -> Self {
+        Self { head, body, attempts: 0, upstream: Duration::ZERO }
+    }
 }
 
 /// What a call got instead of a reply.
@@ -100,7 +110,7 @@ impl Sending<'_> {
     pub(crate) async fn send(mut self, mut permit: Permit, seq: u64) -> Result<Reply, Unanswered> {
         let app = &self.worker.app;
         let begun = Instant::now();
-        let attempt_timeout = app.attempt_timeout(self.call.family);
+        let attempt_timeout = app.attempt_timeout(self.call);
         let deadline = begun + app.total_timeout.max(attempt_timeout);
         app.account(self.account).budget().first(begun);
         let metered = permit.is_metered();
@@ -194,7 +204,13 @@ impl Sending<'_> {
             };
             match answer {
                 Some(Ok((response, back))) => {
-                    let (head, rest) = response.into_parts();
+                    let (mut head, mut rest) = response.into_parts();
+                    if self.explains_in_its_body(&head) {
+                        // Boxed, as it is rare: every request's future would be larger by it.
+                        let read = Box::pin(told_in_the_body(&self.worker.app.protocol, &mut head, &mut rest)).await;
+                        self.listen(permit, &head);
+                        return Ok(Reply::new(head, read.into_body(rest, back)));
+                    }
                     self.listen(permit, &head);
                     return self.read(head, rest, back, timeout).await;
                 }
@@ -218,6 +234,12 @@ impl Sending<'_> {
             }
         }
         Err(Failed { outcome: Outcome::Unsent, rejection: Rejection::Internal })
+    }
+
+    /// A 429 that may say only in its body how long to wait.
+    fn explains_in_its_body(&self, head: &response::Parts) -> bool {
+        let silent = head.status == StatusCode::TOO_MANY_REQUESTS && !head.headers.contains_key(RETRY_AFTER);
+        silent && self.worker.app.protocol.wait.is_some()
     }
 
     /// Tells the books what the answer's head says.
@@ -274,7 +296,7 @@ impl Sending<'_> {
         back: Return,
         timeout: Duration,
     ) -> Result<Reply, Failed> {
-        let reply = |head, body| Ok(Reply { head, body, attempts: 0, upstream: Duration::ZERO });
+        let reply = |head, body| Ok(Reply::new(head, body));
         if !self.call.observed() {
             return reply(head, ReplyBody::Stream { prefix: Bytes::new(), rest, back });
         }
@@ -361,6 +383,21 @@ enum Collected {
     Broken,
 }
 
+impl Collected {
+    /// What is passed on of a refusal that was read.
+    fn into_body(self, rest: Incoming, back: Return) -> ReplyBody {
+        match self {
+            Self::Whole(bytes) => {
+                back.whole();
+                ReplyBody::Whole(bytes)
+            }
+            Self::Longer(prefix) => ReplyBody::Stream { prefix, rest, back },
+            // A refusal whose explanation broke off is still a refusal.
+            Self::Broken => ReplyBody::Whole(Bytes::new()),
+        }
+    }
+}
+
 async fn collect(body: &mut Incoming, idle: Duration, most: usize) -> Collected {
     let mut whole = BytesMut::new();
     loop {
@@ -377,6 +414,18 @@ async fn collect(body: &mut Incoming, idle: Duration, most: usize) -> Collected 
             return Collected::Longer(whole.freeze());
         }
     }
+}
+
+/// Reads a refusal that says in its body how long to wait, and says it as `Retry-After`, where the rest of the way and the caller look.
+async fn told_in_the_body(protocol: &Protocol, head: &mut response::Parts, rest: &mut Incoming) -> Collected {
+    let read = collect(rest, EXPLAINED_WITHIN, KEPT_BYTES).await;
+    if let Collected::Whole(body) = &read
+        && let Some(wait) = protocol.wait(body)
+    {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        head.headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    read
 }
 
 /// Keeps an answer that will be tried again, in case there is no other; reading it gives its connection back.

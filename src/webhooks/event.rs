@@ -66,7 +66,7 @@ pub(crate) fn message(protocol: &Protocol, job: &str, end: End, answer: Option<&
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::CORE_TODAY;
+    use crate::protocol::core_today;
 
     const ENDS: [End; 5] = [End::Succeeded, End::Failed, End::Cancelled, End::Gone, End::Expired];
 
@@ -98,11 +98,12 @@ mod tests {
     #[test]
     fn the_upstream_s_answer_goes_on_as_it_came() {
         let answer = Bytes::from_static(br#"{ "job_id":"j", "status":"COMPLETED", "n":1.50 }"#);
-        assert_eq!(message(&CORE_TODAY, "j", End::Succeeded, Some(&answer)), answer);
+        assert_eq!(message(&core_today(), "j", End::Succeeded, Some(&answer)), answer);
         for silent in [None, Some(Bytes::from_static(b"")), Some(Bytes::from_static(b"{}"))] {
             for end in ENDS {
-                let read =
-                    CORE_TODAY.read(&message(&CORE_TODAY, "j", end, silent.as_ref())).expect("an answer about a job");
+                let read = core_today()
+                    .read(&message(&core_today(), "j", end, silent.as_ref()))
+                    .expect("an answer about a job");
                 assert_eq!(read.id.as_deref(), Some("j"));
                 assert_eq!(read.ended == Some(End::Succeeded), end == End::Succeeded);
             }

@@ -48,6 +48,7 @@ impl Scratch {
             ("HOOK_SECRET", "hook-secret"),
             ("HOOK_SECRET_BAD", "whsec_not-base64!"),
             ("PATH", "/usr/bin:/bin"),
+            ("REPLICATE_API_TOKEN", "replicate-token"),
             ("WEB_TOKEN", "web-token"),
             ("WITH_SPACES", "not a key"),
         ];
@@ -363,6 +364,14 @@ fn a_file_that_only_lies_there_cannot_steal_a_key() {
         assert!(report.contains("--config proxy.toml"), "{report}");
         assert!(!scratch.0.join("ran").exists());
     }
+    let protocol = |name: &str, theirs: &str| format!("{}protocol = \"{name}\"\n", url(theirs));
+    let own = "[protocols.own]\ncreate = \"POST /a\"\nstatus = \"GET /a/{id}\"\nsucceeded = \"done\"\n";
+    for (name, theirs) in [("replicate", "https://api.core.today"), ("own", "https://api.core.today")] {
+        let text = format!("{}{own}", protocol(name, theirs));
+        assert!(load(&text, false).unwrap_err().to_string().contains("--config proxy.toml"), "{name}");
+        assert!(load(&text, true).is_ok(), "{name}");
+    }
+    assert!(load(&protocol("replicate", "https://api.replicate.com"), false).is_ok());
     for allowed in ["https://api.core.today", "http://127.0.0.1:9", "http://localhost:9/base"] {
         assert!(load(&url(allowed), false).is_ok(), "{allowed}");
     }
@@ -374,6 +383,17 @@ fn a_file_that_only_lies_there_cannot_steal_a_key() {
     let mut sources = scratch.sources();
     sources.flags.upstream = Some("https://elsewhere.example".into());
     assert!(config::load(&sources).is_ok());
+}
+
+#[test]
+fn a_preset_brings_its_url() {
+    let load = |text: &str| Scratch::new().load("proxy.toml", &format!("{MINIMAL}{text}")).unwrap().config.upstream;
+    assert_eq!(load("").url, "https://api.core.today");
+    let replicate = load("[upstream]\nprotocol = \"replicate\"\n");
+    assert_eq!(replicate.url, "https://api.replicate.com");
+    assert_ne!(replicate.protocol, load("").protocol);
+    let elsewhere = load("[upstream]\nprotocol = \"replicate\"\nurl = \"https://replicate.internal\"\n");
+    assert_eq!((elsewhere.url.host(), elsewhere.protocol), (Some("replicate.internal"), replicate.protocol));
 }
 
 #[test]
@@ -486,21 +506,21 @@ fn every_key_is_documented() {
 
 #[test]
 fn examples_in_the_documentation_are_valid() {
-    let doc = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md")).unwrap();
-    let examples: Vec<&str> = doc.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    assert!(!examples.is_empty());
-    let hooks = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/webhooks.md")).unwrap();
-    let hooks: Vec<String> = hooks
-        .split("```toml\n")
-        .skip(1)
-        .filter_map(|rest| rest.split("```").next())
-        .map(|example| example.replace("file = \"/run/secrets/core-api-key\"", "env = \"CORE_API_KEY\""))
-        .map(|example| example.replace("file = \"/run/secrets/webhook-secret\"", "env = \"HOOK_SECRET\""))
-        .map(|example| example.replace("WEBHOOK_SECRET", "HOOK_SECRET"))
-        .collect();
-    assert_eq!(hooks.len(), 2);
-    for example in examples.into_iter().chain(hooks.iter().map(String::as_str)) {
-        Scratch::new().load("example.toml", example).unwrap_or_else(|report| panic!("{example}\n{report}"));
+    for (name, least) in [("configuration", 1), ("protocols", 3), ("webhooks", 2)] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name).with_extension("md");
+        let doc = fs::read_to_string(path).unwrap();
+        let examples: Vec<String> = doc
+            .split("```toml\n")
+            .skip(1)
+            .filter_map(|rest| rest.split("```").next())
+            .map(|example| example.replace("file = \"/run/secrets/core-api-key\"", "env = \"CORE_API_KEY\""))
+            .map(|example| example.replace("file = \"/run/secrets/webhook-secret\"", "env = \"HOOK_SECRET\""))
+            .map(|example| example.replace("WEBHOOK_SECRET", "HOOK_SECRET"))
+            .collect();
+        assert!(examples.len() >= least);
+        for example in &examples {
+            Scratch::new().load("example.toml", example).unwrap_or_else(|report| panic!("{example}\n{report}"));
+        }
     }
 }
 
@@ -529,6 +549,13 @@ fn fragment() -> impl Strategy<Value = String> {
         "[plans.free]\n",
         "[accounts.dev]\n",
         "[models.\"a b\"]\n",
+        "[protocols.own]\n",
+        "[protocols.own.headers]\n",
+        "create = \"POST /{a}/{b*}\"\n",
+        "status = \"GET /{id}\"\n",
+        "wait_text = \"~{seconds}\"\n",
+        "model = \"{a}\"\n",
+        "auth = \"x: {key}\"\n",
         "[[routes]]\n",
         "listen",
         "key",

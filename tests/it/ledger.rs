@@ -223,7 +223,9 @@ async fn a_full_disk_refuses_creates_and_nothing_else() {
     child.start_kill().expect("killed");
     let mut log = String::new();
     child.stderr.take().expect("piped").read_to_string(&mut log).await.expect("text");
-    assert_eq!(log.matches("the ledger cannot be used").count(), 1, "{log}");
+    // Once a bad spell: a small write may still fit in between.
+    let spells = log.matches("the ledger can be written again").count() + 1;
+    assert_eq!(log.matches("the ledger cannot be used").count(), spells, "{log}");
 }
 
 /// A directory with a configuration and state.

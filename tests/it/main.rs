@@ -29,6 +29,8 @@ mod secrets;
 
 mod cancel;
 
+mod protocols;
+
 mod restart;
 
 mod ledger;

@@ -3,6 +3,7 @@
 //! Each test puts a proxy before a mock of the API and runs a scenario of `tests/sdk/with_*.py`. The mock lets nobody in without the
 //! right key in the right place, so an answer proves that the key was put in. `PYTHON` names another interpreter than `python3`.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use sluicegate::app::Usage;
 use sluicegate::config::{self, Config, Flags, Sources};
-use sluicegate::mock::{Fault, Mock, Options, RunTime};
+use sluicegate::mock::{Dialect, Fault, Mock, Options, RunTime};
 use sluicegate::server::Server;
 use tokio::process::Command;
 
@@ -101,6 +102,36 @@ async fn anthropic_waits_in_the_queue_or_as_long_as_it_is_told() {
 }
 
 #[tokio::test]
+async fn replicate_python_runs_models_and_cancels() {
+    for scenario in ["answers", "variables"] {
+        let stage = Stage::replicate("requests_per_minute = 600\nconcurrent_jobs = 5", "").await;
+        stage.run("with_replicate.py", scenario).await;
+        stage.close().await;
+    }
+}
+
+#[tokio::test]
+async fn replicate_python_sees_refusals_as_its_own_errors() {
+    let stage = Stage::replicate("requests_per_minute = 600\nconcurrent_jobs = 1", CLIENT).await;
+    stage.run("with_replicate.py", "refusals").await;
+    stage.close().await;
+}
+
+#[tokio::test]
+async fn replicate_javascript_runs_models_and_cancels() {
+    let stage = Stage::replicate("requests_per_minute = 600\nconcurrent_jobs = 5", "").await;
+    stage.node("with_replicate.cjs", "answers").await;
+    stage.close().await;
+}
+
+#[tokio::test]
+async fn replicate_javascript_sees_refusals() {
+    let stage = Stage::replicate("requests_per_minute = 600\nconcurrent_jobs = 1", CLIENT).await;
+    stage.node("with_replicate.cjs", "refusals").await;
+    stage.close().await;
+}
+
+#[tokio::test]
 async fn the_readme_s_snippets_work_as_they_stand() {
     let stage = Stage::open(FREE, "").await;
     let snippets = readme("python");
@@ -168,12 +199,21 @@ struct Stage {
 impl Stage {
     /// The mock counts as the plan says; `rest` is what else `proxy.toml` has.
     async fn open(plan: &str, rest: &str) -> Self {
+        Self::of(Dialect::B, "core.today", plan, rest).await
+    }
+
+    /// The same in front of a mock of Replicate.
+    async fn replicate(plan: &str, rest: &str) -> Self {
+        Self::of(Dialect::Replicate, "replicate", plan, rest).await
+    }
+
+    async fn of(dialect: Dialect, protocol: &str, plan: &str, rest: &str) -> Self {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let config = |url: &str| {
             load(&format!(
                 "account = \"main\"\n[accounts.main]\nplan = \"test\"\nkey = {{ env = \"CORE_API_KEY\" }}\n\
                  [plans.test]\n{plan}\n[server]\nlisten = \"{any}\"\nthreads = 1\n[admin]\nlisten = \"off\"\n\
-                 [upstream]\nurl = \"{url}\"\n[state]\nstore = \"memory\"\n{rest}\n"
+                 [upstream]\nurl = \"{url}\"\nprotocol = \"{protocol}\"\n[state]\nstore = \"memory\"\n{rest}\n"
             ))
         };
         let limits = &config("http://127.0.0.1:1").accounts[0].plan;
@@ -184,6 +224,7 @@ impl Stage {
             concurrent_jobs: limits.concurrent_jobs.map(Into::into),
             run_time: RunTime::Fixed(Duration::from_millis(300)),
             keys: vec![KEY.to_owned()],
+            dialect,
             llm_gap: GAP,
             ..Options::default()
         };
@@ -201,20 +242,30 @@ impl Stage {
         self.python(&[script.to_str().expect("a path of text"), scenario]).await;
     }
 
-    /// Runs Python and returns what it printed; fails with all that it wrote if it fails.
+    /// Runs Python and returns what it printed.
     async fn python(&self, args: &[&str]) -> String {
-        let mut command = Command::new(environment().await);
+        let python = environment("python", "sdk-venv").await.join("bin/python");
+        self.program(clean(python), args).await
+    }
+
+    async fn node(&self, script: &str, scenario: &str) {
+        let modules = environment("node", "sdk-node").await.join("node_modules");
+        let mut node = clean("node");
+        node.env("NODE_PATH", modules);
+        self.program(node, &[sdk().join(script).to_str().expect("a path of text"), scenario]).await;
+    }
+
+    /// Runs a program and returns what it printed; fails with all that it wrote if it fails.
+    async fn program(&self, mut command: Command, args: &[&str]) -> String {
         command
             .args(args)
-            // No key, proxy or base URL of whoever runs the tests.
-            .env_clear()
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .env("SLUICEGATE_URL", self.url())
             .env("PLACEHOLDER_KEY", PLACEHOLDER)
             .env("MOCK_GAP_SECS", GAP.as_secs_f64().to_string())
             .stdin(Stdio::null())
             .kill_on_drop(true);
-        let output = tokio::time::timeout(LONGEST, command.output()).await.expect("Python ends").expect("Python runs");
+        let output = tokio::time::timeout(LONGEST, command.output()).await.expect("it ends").expect("it runs");
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{args:?}: {}\n{stdout}{stderr}\n{:#?}", output.status, self.mock.stats());
         stdout.into_owned()
@@ -249,6 +300,13 @@ impl Stage {
     }
 }
 
+/// No key, proxy or base URL of whoever runs the tests.
+fn clean(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+    command
+}
+
 /// The README's blocks of code in a language.
 fn readme(language: &str) -> Vec<&'static str> {
     let blocks = include_str!("../../README.md").split("\n```").skip(1).step_by(2);
@@ -278,13 +336,14 @@ fn load(text: &str) -> Config {
     loaded.unwrap_or_else(|report| panic!("{report}")).config
 }
 
-/// The interpreter of the environment with the SDKs, made by the first test that needs it and kept below `target`.
-async fn environment() -> PathBuf {
+/// The environment with the SDKs of a language, made by the first test that needs it and kept below `target`.
+async fn environment(language: &str, name: &str) -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("..");
-    let directory = target.join("sdk-venv");
+    let directory = target.join(name);
     let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
     let prepared = Command::new(&python)
         .arg(sdk().join("prepare.py"))
+        .arg(language)
         .arg(&directory)
         .output()
         .await
@@ -295,7 +354,7 @@ async fn environment() -> PathBuf {
         String::from_utf8_lossy(&prepared.stdout),
         String::from_utf8_lossy(&prepared.stderr)
     );
-    directory.join("bin/python")
+    directory
 }
 
 fn sdk() -> PathBuf {

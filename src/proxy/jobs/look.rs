@@ -26,8 +26,9 @@ impl Look for Looker {
     async fn look(&self, id: String, owner: Owner) -> bool {
         let app = &self.0.app;
         let (mut head, ()) = Request::new(()).into_parts();
-        let Ok(uri) = app.protocol.status_path(&id).parse() else { return true };
-        head.uri = uri;
+        let Some((method, path)) = app.jobs.status_request(&id) else { return true };
+        let Ok(uri) = path.parse() else { return true };
+        (head.method, head.uri) = (method, uri);
         let call = Call::look(&id);
         let Ok(head) = app.outbound(&call, owner.account, head) else { return true };
         let (account, client) = (owner.account, owner.client);

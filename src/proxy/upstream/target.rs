@@ -30,6 +30,19 @@ impl Target {
         target.parse().ok()
     }
 
+    /// What stands behind the origin and the prefix in a URL of the upstream; `None` where it is another's.
+    pub(crate) fn path_of<'u>(&self, url: &'u str) -> Option<&'u str> {
+        let (scheme, rest) = url.split_once("://")?;
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        let port = if self.scheme == uri::Scheme::HTTPS { ":443" } else { ":80" };
+        let plain = |authority: &str| authority.strip_suffix(port).unwrap_or(authority).to_ascii_lowercase();
+        if !scheme.eq_ignore_ascii_case(self.scheme.as_str()) || plain(authority) != plain(self.authority.as_str()) {
+            return None;
+        }
+        path.strip_prefix(self.prefix.as_str()).filter(|rest| rest.is_empty() || rest.starts_with(['/', '?', '#']))
+    }
+
     pub(crate) fn absolute(&self, origin_form: &Uri) -> Uri {
         let mut parts = origin_form.clone().into_parts();
         parts.scheme = Some(self.scheme.clone());
@@ -41,6 +54,30 @@ impl Target {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_urls_of_the_upstream_are_its_own() {
+        let target = Target::new(&"https://API.example.test/base".parse().expect("a URL")).expect("a target");
+        let path = |url| target.path_of(url);
+        assert_eq!(path("HTTPS://api.Example.test:443/base/v1/x?q#f"), Some("/v1/x?q#f"));
+        assert_eq!(
+            (path("https://api.example.test/base"), path("https://api.example.test/base?q")),
+            (Some(""), Some("?q"))
+        );
+        for other in [
+            "http://api.example.test/base/v1",
+            "https://api.example.test.evil/base/v1",
+            "https://api.example.test@evil/base/v1",
+            "https://evil/base/v1?https://api.example.test/base",
+            "https://api.example.test:444/base/v1",
+            "https://api.example.test/baseball",
+            "https://api.example.test/other",
+            "/base/v1",
+            "",
+        ] {
+            assert_eq!(path(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn paths_go_up_byte_for_byte_below_the_prefix() {
