@@ -88,7 +88,7 @@ impl Proxy {
             background.spawn(queue.keep_time());
         }
         let looker = Arc::new(Looker(Arc::clone(&worker)));
-        background.spawn(Arc::clone(&app.jobs).watch(looker, app.tasks.clone()));
+        background.spawn(Arc::clone(&app.jobs).keep_looking(looker, app.tasks.clone()));
         Ok(Self { worker, connector, header_timeout: config.server.header_timeout, state, background })
     }
 
@@ -154,19 +154,17 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         None => (None, None),
     };
     let accounts = build_accounts(config, state, now)?;
-    let jobs = Jobs::new(
+    let jobs = Arc::new(Jobs::new(
         protocol(config.upstream.protocol),
         config.jobs.clone(),
         &config.models,
         journal,
         clock,
-        names.clone(),
+        accounts.iter().map(|account| Arc::clone(&account.queue)).collect(),
         clients.names().to_vec(),
-    );
-    let jobs = Arc::new(jobs);
+    ));
     if let Some(known) = known {
-        let queues: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.queue)).collect();
-        jobs.restore(known, &queues);
+        jobs.restore(known);
     }
     let account_of = if config.clients.is_empty() {
         vec![config.default_account]
@@ -188,6 +186,7 @@ fn build_app(config: &Config, clock: Clock, state: Option<&State>) -> Result<App
         idempotency: Idempotency::default(),
         retry: config.retry.clone(),
         max_wait: config.queue.max_wait,
+        hold: config.jobs.hold,
         attempt_timeout: upstream.attempt_timeout,
         total_timeout: upstream.total_timeout,
         idle_timeout: upstream.idle_timeout,

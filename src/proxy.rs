@@ -34,6 +34,9 @@ pub(crate) mod classify;
 /// Bodies held for the queue and for retries, or streamed once.
 pub(crate) mod body;
 
+/// Answers that need no attempt: the last state of a job.
+mod known;
+
 /// Creates run in tasks of their own and may carry an idempotency key.
 pub(crate) mod create;
 
@@ -92,13 +95,19 @@ async fn forward(
     let account = app.account_for(client, &call)?;
     record.account = Some(account);
     app.refuse_while_draining()?;
-    let max_wait = app.max_wait(&head)?;
+    if let Some(known) = app.known_answer(&call, &head.headers).await {
+        return Ok(known);
+    }
+    let (max_wait, prefer_wait) = (app.max_wait(&head)?, headers::prefer_wait(&head.headers));
     let (body, model) = app.take_body(&call, body).await?;
     let idempotency = call.idempotency_key(account, client, &head, &body);
     let head = app.outbound(&call, account, head)?;
     let outgoing = Outgoing { call, account, client, head, held: body, model, max_wait };
     match outgoing.call.create {
-        Some(_) => create::create(worker, outgoing, idempotency).await,
+        Some(_) => {
+            let created = create::create(worker, outgoing, idempotency).await?;
+            Ok(app.held_until_end(created, prefer_wait).await)
+        }
         None => outgoing.dispatch(worker, None).await,
     }
 }

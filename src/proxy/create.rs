@@ -44,11 +44,11 @@ pub(crate) async fn create(worker: &Arc<Worker>, outgoing: Outgoing, key: Option
     let created = outcome(receiver).await.ok_or(Rejection::Internal)?;
     let Created { answer, attempts, queued, upstream } = &*created;
     match answer {
-        Ok(Answer { status, headers, body, charge }) => {
+        Ok(Answer { status, headers, body, charge, job }) => {
             let (mut head, ()) = Response::new(()).into_parts();
             (head.status, head.headers) = (*status, headers.clone());
             let reply = Reply { head, body: ReplyBody::Whole(body.clone()), attempts: *attempts, upstream: *upstream };
-            Ok(Passed { reply, charge: Some(*charge), queued: *queued })
+            Ok(Passed { reply, charge: Some(*charge), job: job.clone(), queued: *queued })
         }
         Err(refusal) => Err(refusal.clone()),
     }
@@ -56,10 +56,10 @@ pub(crate) async fn create(worker: &Arc<Worker>, outgoing: Outgoing, key: Option
 
 async fn run_create(worker: &Worker, outgoing: Outgoing, caller: &watch::Sender<Outcome>) -> Created {
     match outgoing.dispatch(worker, Some(caller)).await {
-        Ok(Passed { reply, charge, queued }) => {
+        Ok(Passed { reply, charge, job, queued }) => {
             let Reply { head, body, attempts, upstream } = reply;
             let (body, charge) = (body.whole().cloned().unwrap_or_default(), charge.unwrap_or(Charge::Unknown));
-            let answer = Answer { status: head.status, headers: head.headers, body, charge };
+            let answer = Answer { status: head.status, headers: head.headers, body, charge, job };
             Created { answer: Ok(answer), attempts, queued, upstream }
         }
         Err(refusal) => Created::refused(refusal),
@@ -107,6 +107,7 @@ pub(crate) struct Answer {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) charge: Charge,
+    pub(crate) job: Option<String>,
 }
 
 impl Created {

@@ -10,7 +10,7 @@ use super::Worker;
 use super::body::Held;
 use super::classify::Call;
 use super::create::Outcome;
-use super::jobs::{self, Charge, Owner};
+use super::jobs::{self, Charge, Owner, Told};
 use super::queue::{Ask, Class, Turn};
 use super::rejection::Rejection;
 use super::retry::{Reply, Sending, Unanswered};
@@ -53,6 +53,8 @@ pub(crate) struct Outgoing {
 pub(crate) struct Passed {
     pub(crate) reply: Reply,
     pub(crate) charge: Option<Charge>,
+    /// The job that a create started.
+    pub(crate) job: Option<String>,
     pub(crate) queued: Duration,
 }
 
@@ -87,7 +89,7 @@ impl Outgoing {
         } else {
             queue.unmetered(client)
         };
-        let queued = begun.elapsed();
+        let (asked, queued) = (Instant::now(), begun.elapsed());
         let Turn { permit, slot, seq } = turn;
         let mut pending = slot.map(|slot| app.jobs.begin(slot, owner, &self.model));
         let sending = Sending {
@@ -109,13 +111,22 @@ impl Outgoing {
         };
         let status = reply.head.status;
         let whole = reply.body.whole().cloned().unwrap_or_default();
-        let charge = pending.map(|pending| pending.settle(status, &whole));
-        match (&call.job, call.class) {
-            (Some(id), Class::Poll) => app.jobs.saw_status(id, (owner, queue), status, &whole, true),
-            (Some(id), Class::Cancel) => app.jobs.saw_cancel(id, status, &whole),
-            _ => {}
-        }
-        Ok(Passed { reply, charge, queued })
+        let (charge, job) = match (pending, &call.job, call.class) {
+            (Some(pending), ..) => {
+                let (charge, job) = pending.settle(&Told::new(status, &reply.head.headers, &whole));
+                (Some(charge), job)
+            }
+            (None, Some(id), Class::Poll) => {
+                app.jobs.saw_status(id, owner, Told::new(status, &reply.head.headers, &whole), asked);
+                (None, None)
+            }
+            (None, Some(id), Class::Cancel) => {
+                app.jobs.saw_cancel(id, Told::new(status, &reply.head.headers, &whole));
+                (None, None)
+            }
+            _ => (None, None),
+        };
+        Ok(Passed { reply, charge, job, queued })
     }
 }
 

@@ -1,5 +1,7 @@
 //! Which fields go on, which end here (RFC 9110 §7.6.1), and which we add.
 
+use std::time::Duration;
+
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::identify::CREDENTIALS;
@@ -12,6 +14,10 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 pub(crate) const CHARGE: HeaderName = HeaderName::from_static("sluicegate-charge");
 /// All attempts of one call carry the same.
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+/// Says that `Prefer: wait` was followed.
+pub(crate) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
@@ -65,6 +71,7 @@ pub(crate) fn prepare(headers: &mut HeaderMap, out: Outbound<'_>) {
         headers.remove(name);
     }
     headers.remove(MAX_WAIT);
+    strip_wait(headers);
     headers.remove(header::EXPECT);
     headers.insert(header::HOST, out.host.clone());
     if out.plain_answer {
@@ -77,6 +84,42 @@ pub(crate) fn prepare(headers: &mut HeaderMap, out: Outbound<'_>) {
         (Some((name, value)), _) => drop(headers.insert(name, value)),
         (None, Some(own)) => drop(headers.insert(header::AUTHORIZATION, own)),
         (None, None) => {}
+    }
+}
+
+/// How long `Prefer: wait` asks us to hold the answer (RFC 7240 §4.3): in seconds, or a minute where it does not say.
+pub(crate) fn prefer_wait(headers: &HeaderMap) -> Option<Duration> {
+    let preferences = headers.get_all(PREFER).iter().filter_map(|value| value.to_str().ok());
+    preferences.flat_map(|value| value.split(',')).find_map(wait)
+}
+
+fn wait(preference: &str) -> Option<Duration> {
+    const UNTOLD: Duration = Duration::from_secs(60);
+    let first = preference.split(';').next().unwrap_or_default().trim();
+    let (name, value) = first.split_once('=').map_or((first, None), |(name, value)| (name.trim(), Some(value.trim())));
+    let secs = value.map(|value| value.trim_matches('"').parse());
+    match secs {
+        _ if !name.eq_ignore_ascii_case("wait") => None,
+        None => Some(UNTOLD),
+        Some(secs) => secs.ok().map(Duration::from_secs),
+    }
+}
+
+/// Takes `wait` out of `Prefer`: it is ours to keep. Other preferences go on.
+fn strip_wait(headers: &mut HeaderMap) {
+    if !headers.contains_key(PREFER) {
+        return;
+    }
+    let values = headers.get_all(PREFER).iter().filter_map(|value| value.to_str().ok());
+    let kept: Vec<&str> = values
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|one| wait(one).is_none() && !one.is_empty())
+        .collect();
+    let kept = HeaderValue::from_str(&kept.join(", ")).ok().filter(|kept| !kept.is_empty());
+    headers.remove(PREFER);
+    if let Some(kept) = kept {
+        headers.insert(PREFER, kept);
     }
 }
 
@@ -159,6 +202,18 @@ mod tests {
     fn the_key_cannot_be_named_away() {
         let headers = prepared(&[("connection", "x-api-key, idempotency-key")], Some("key"));
         assert_eq!(headers["x-api-key"], "key");
+    }
+
+    #[test]
+    fn wait_is_taken_out_of_prefer_and_the_rest_goes_on() {
+        let secs = |value: &'static str| prefer_wait(&map(&[("prefer", value)])).map(|wait| wait.as_secs());
+        assert_eq!(secs("wait=5"), Some(5));
+        assert_eq!(secs("respond-async, Wait = 7"), Some(7));
+        assert_eq!(secs("wait"), Some(60));
+        assert_eq!(secs("waiting=5"), None);
+        assert_eq!(secs("wait=soon"), None);
+        assert_eq!(prepared(&[("prefer", "a, wait=5"), ("prefer", "b")], Some("key"))["prefer"], "a, b");
+        assert!(!prepared(&[("prefer", "wait=5")], Some("key")).contains_key("prefer"));
     }
 
     #[test]

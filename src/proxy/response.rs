@@ -37,7 +37,7 @@ const UPSTREAM_LIMITS: [(HeaderName, HeaderName); 3] = [
 impl App {
     /// Passes on what the upstream answered.
     pub(crate) fn relay(&self, passed: Passed, mut finish: Finish) -> Response<RelayBody> {
-        let Passed { reply: Reply { mut head, body, attempts, upstream }, charge, queued } = passed;
+        let Passed { reply: Reply { mut head, body, attempts, upstream }, charge, queued, .. } = passed;
         let record = &mut finish.record;
         (record.status, record.attempts, record.queued, record.upstream) = (head.status, attempts, queued, upstream);
         record.charge = charge;

@@ -105,7 +105,7 @@ mod tests {
 
     fn created() -> Arc<Created> {
         let (status, charge) = (StatusCode::CREATED, Charge::Accepted);
-        let answer = Answer { status, headers: HeaderMap::new(), body: Bytes::from_static(b"{}"), charge };
+        let answer = Answer { status, headers: HeaderMap::new(), body: Bytes::from_static(b"{}"), charge, job: None };
         Arc::new(Created { answer: Ok(answer), attempts: 1, queued: Duration::ZERO, upstream: Duration::ZERO })
     }
 
