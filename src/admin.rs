@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use crate::metrics::Levels;
 use crate::protocol::Family;
 use crate::proxy::App;
 use crate::proxy::guard::Guard;
@@ -166,6 +167,12 @@ impl App {
     fn render_metrics(&self) -> String {
         let queues: Vec<_> = self.queues().collect();
         self.credits.set_gauges();
-        self.metrics.render(&queues, self.jobs.uncertain(), self.bodies.held_bytes(), !self.drain.is_cancelled())
+        let levels = Levels {
+            jobs_uncertain: self.jobs.uncertain(),
+            remembered: self.jobs.remembered(),
+            held_bytes: self.bodies.held_bytes(),
+            ready: !self.drain.is_cancelled(),
+        };
+        self.metrics.render(&queues, levels)
     }
 }

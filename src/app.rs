@@ -114,7 +114,7 @@ impl Proxy {
             background.spawn(queue.keep_time());
         }
         let looker = Arc::new(Looker(Arc::clone(&worker)));
-        background.spawn(Arc::clone(&app.jobs).watch(looker, app.tasks.clone()));
+        background.spawn(Arc::clone(&app.jobs).keep_looking(looker, app.tasks.clone()));
         let dial = around.dial.unwrap_or_else(|| Arc::new(Outward::default()));
         background.spawn(deliver::run(Arc::clone(&app.webhooks), dial, webhooks));
         Ok(Self { worker, connector, header_timeout: config.server.header_timeout, state, background })
@@ -139,6 +139,7 @@ impl Proxy {
     /// Ends what runs beside requests, writes what is to be kept and lets the state directory go.
     pub(crate) fn stop(&mut self) {
         self.background.abort_all();
+        self.worker.app.jobs.save_learned();
         self.worker.app.ledger.close();
         drop(self.state.take());
     }
@@ -221,7 +222,7 @@ fn build_app(
         config.jobs.clone(),
         &config.models,
         Arc::clone(&ledger),
-        names.clone(),
+        accounts.iter().map(|account| Arc::clone(&account.queue)).collect(),
         clients.names().to_vec(),
     );
     let observer = Arc::clone(&hooks);
@@ -229,8 +230,7 @@ fn build_app(
     let book = Arc::clone(&credits);
     jobs.observe(Box::new(move |ended| book.job_ended(ended)));
     let jobs = Arc::new(jobs);
-    let queues: Vec<_> = accounts.iter().map(|account| Arc::clone(&account.queue)).collect();
-    jobs.restore(known, &queues);
+    jobs.restore(known).map_err(|error| StartError::State(io::Error::other(error)))?;
     let account_of = if config.clients.is_empty() {
         vec![config.default_account]
     } else {
@@ -254,6 +254,7 @@ fn build_app(
         idempotency: Idempotency::default(),
         retry: config.retry.clone(),
         max_wait: config.queue.max_wait,
+        hold: config.jobs.hold,
         attempt_timeout: upstream.attempt_timeout,
         total_timeout: upstream.total_timeout,
         idle_timeout: upstream.idle_timeout,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use crate::cli::demo::oracle::{Limits, makespan};
 use crate::config::{Llm, Pacing, Plan, Requests};
 use crate::proxy::queue::{Account, Ask, Class};
 use crate::proxy::quota::feedback::Feedback;

@@ -21,7 +21,7 @@ mod exec;
 
 mod mock;
 
-mod demo;
+pub(crate) mod demo;
 
 // What only looks or writes.
 mod check;

@@ -311,6 +311,10 @@ pub struct Jobs {
     pub max_age: Duration,
     /// How long a create of unknown outcome holds its slot.
     pub uncertain: Duration,
+    /// How long an ended job is remembered, its answer given without asking the upstream.
+    pub result_ttl: Duration,
+    /// A poll of a job that is expected to be news within this is held until it is.
+    pub hold: Duration,
     /// Whether every client sees every job.
     pub shared: bool,
 }

@@ -86,6 +86,15 @@ impl WebhookMetrics {
     }
 }
 
+/// What only the moment knows.
+pub(crate) struct Levels {
+    pub(crate) jobs_uncertain: usize,
+    /// How many, and the bytes of their answers.
+    pub(crate) remembered: (usize, usize),
+    pub(crate) held_bytes: u64,
+    pub(crate) ready: bool,
+}
+
 /// Set when they are read.
 #[derive(Default)]
 struct Gauges {
@@ -97,6 +106,8 @@ struct Gauges {
     paced: PerAccount,
     drift: PerAccount,
     jobs_uncertain: Gauge,
+    jobs_remembered: Gauge,
+    remembered_answers: Gauge,
     held_bodies: Gauge,
     ready: Gauge,
 }
@@ -185,8 +196,8 @@ impl Metrics {
     }
 
     /// Everything as `OpenMetrics` text, with gauges as they are now.
-    pub(crate) fn render(&self, accounts: &[Arc<Account>], uncertain: usize, held_bytes: u64, ready: bool) -> String {
-        self.gauges.set(accounts, uncertain, held_bytes, ready);
+    pub(crate) fn render(&self, accounts: &[Arc<Account>], levels: Levels) -> String {
+        self.gauges.set(accounts, levels);
         let mut text = String::new();
         // Writing into a string cannot fail.
         let _ = encode(&mut text, &self.registry);
@@ -232,11 +243,14 @@ impl Gauges {
         registry.register("paced", "1 where attempts are evenly spaced", self.paced.clone());
         registry.register("drift", "Attempts of others on the same key", self.drift.clone());
         registry.register("jobs_uncertain", "Creates of unknown outcome that hold a slot", self.jobs_uncertain.clone());
+        registry.register("jobs_remembered", "Ended jobs whose polls cost nothing", self.jobs_remembered.clone());
+        let help = "Their answers";
+        registry.register_with_unit("remembered_answers", help, Unit::Bytes, self.remembered_answers.clone());
         registry.register_with_unit("held_bodies", "Request bodies held", Unit::Bytes, self.held_bodies.clone());
         registry.register("ready", "1 while new work is taken", self.ready.clone());
     }
 
-    fn set(&self, accounts: &[Arc<Account>], uncertain: usize, held_bytes: u64, ready: bool) {
+    fn set(&self, accounts: &[Arc<Account>], levels: Levels) {
         for account in accounts {
             let now = account.snapshot();
             let set = |gauge: &PerAccount, value: u32| {
@@ -254,9 +268,14 @@ impl Gauges {
                 set(&self.jobs_limit, limit);
             }
         }
-        self.jobs_uncertain.set(i64::try_from(uncertain).unwrap_or(i64::MAX));
-        self.held_bodies.set(i64::try_from(held_bytes).unwrap_or(i64::MAX));
-        self.ready.set(i64::from(ready));
+        let count = |gauge: &Gauge, count: usize| {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        };
+        count(&self.jobs_uncertain, levels.jobs_uncertain);
+        count(&self.jobs_remembered, levels.remembered.0);
+        count(&self.remembered_answers, levels.remembered.1);
+        self.held_bodies.set(i64::try_from(levels.held_bytes).unwrap_or(i64::MAX));
+        self.ready.set(i64::from(levels.ready));
     }
 }
 

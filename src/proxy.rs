@@ -32,6 +32,9 @@ pub(crate) mod classify;
 /// Bodies held for the queue and for retries, or streamed once.
 pub(crate) mod body;
 
+/// Answers that need no attempt: the last state of a job.
+mod known;
+
 /// What the account's environment may ask for.
 pub(crate) mod rules;
 
@@ -96,7 +99,10 @@ async fn forward(
     let account = app.account_for(client, &call)?;
     record.account = Some(account);
     app.refuse_while_draining()?;
-    let max_wait = app.max_wait(&head)?;
+    if let Some(known) = app.known_answer(&call, &head.headers).await {
+        return Ok(known);
+    }
+    let (max_wait, prefers_wait) = (app.max_wait(&head)?, crate::protocol::wait::offered(&head.headers));
     let (mut body, mut model) = app.take_body(&call, head.uri.path(), body).await?;
     record.applied = app.apply_rules(&call, account, &mut head, &mut body, &mut model)?;
     let cost = app.cost(&call, (account, client), &head, &body, model.as_deref());
@@ -106,7 +112,10 @@ async fn forward(
     let outgoing =
         Outgoing { call, account, client, head, held: body, model, cost, keyed: None, max_wait, webhook: None };
     match outgoing.call.create {
-        Some(_) => create::create(worker, outgoing, idempotency).await,
+        Some(_) => {
+            let created = create::create(worker, outgoing, idempotency).await?;
+            Ok(app.held_until_end(created, prefers_wait).await)
+        }
         None => outgoing.dispatch(worker, None).await,
     }
 }

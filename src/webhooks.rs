@@ -284,7 +284,7 @@ impl App {
             let account = self.accounts.iter().position(|account| account.name == owed.account);
             let client = self.clients.names().iter().position(|name| *name == owed.client);
             let owner = Owner { account: account.unwrap_or_default(), client: client.unwrap_or_default() };
-            self.jobs.look_again(&job, owner, &self.accounts[owner.account].queue);
+            self.jobs.look_again(&job, owner);
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ use super::{Failure, base_url, complain, say, start};
 
 mod callers;
 
-mod oracle;
+pub(crate) mod oracle;
 
 mod view;
 

@@ -81,6 +81,8 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("retry.budget_floor", Number),
     ("jobs.max_age", Text),
     ("jobs.uncertain", Text),
+    ("jobs.result_ttl", Text),
+    ("jobs.hold", Text),
     ("jobs.shared", Bool),
     ("models.*.poll", Text),
     ("webhooks.secret.env", Text),
@@ -123,7 +125,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
 ];
 
 /// Keys of the design that a later version will read.
-pub(super) const LATER: &[&str] = &["jobs.result_ttl", "jobs.hold", "state.redis"];
+pub(super) const LATER: &[&str] = &["state.redis"];
 
 /// Every key that `proxy.toml` may have, as a dotted path; `*` stands for a name of the operator's choice.
 pub fn keys() -> impl Iterator<Item = &'static str> {

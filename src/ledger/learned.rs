@@ -1,5 +1,4 @@
 //! What was learned of each model's run times, in whatever form the learner gives it.
-#![cfg_attr(not(test), expect(dead_code, reason = "the learner comes with the poll scheduler"))]
 
 use super::{Error, Ledger, execute};
 

@@ -54,11 +54,18 @@ pub(crate) async fn create(worker: &Arc<Worker>, mut outgoing: Outgoing, key: Op
     let created = outcome(receiver).await.ok_or(Rejection::Internal)?;
     let Created { answer, attempts, queued, upstream, credits } = &*created;
     match answer {
-        Ok(Answer { status, headers, body, charge }) => {
+        Ok(Answer { status, headers, body, charge, job }) => {
             let (mut head, ()) = Response::new(()).into_parts();
             (head.status, head.headers) = (*status, headers.clone());
             let reply = Reply { head, body: ReplyBody::Whole(body.clone()), attempts: *attempts, upstream: *upstream };
-            Ok(Passed { reply, charge: Some(*charge), queued: *queued, credits: *credits, meter: None })
+            Ok(Passed {
+                reply,
+                charge: Some(*charge),
+                job: job.clone(),
+                queued: *queued,
+                credits: *credits,
+                meter: None,
+            })
         }
         Err(refusal) => Err(refusal.clone()),
     }
@@ -85,10 +92,10 @@ async fn run_create(worker: &Worker, mut outgoing: Outgoing, caller: &watch::Sen
         return Created::refused(rejection.into());
     }
     match outgoing.dispatch(worker, Some(caller)).await {
-        Ok(Passed { reply, charge, queued, credits, .. }) => {
+        Ok(Passed { reply, charge, job, queued, credits, .. }) => {
             let Reply { head, body, attempts, upstream } = reply;
             let (body, charge) = (body.whole().cloned().unwrap_or_default(), charge.unwrap_or(Charge::Unknown));
-            let answer = Answer { status: head.status, headers: head.headers, body, charge };
+            let answer = Answer { status: head.status, headers: head.headers, body, charge, job };
             Created { answer: Ok(answer), attempts, queued, upstream, credits }
         }
         Err(refusal) => Created::refused(refusal),
@@ -137,6 +144,7 @@ pub(crate) struct Answer {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) charge: Charge,
+    pub(crate) job: Option<String>,
 }
 
 impl Created {

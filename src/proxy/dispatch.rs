@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{StatusCode, request};
+use http::request;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -15,7 +14,7 @@ use crate::webhooks::Intent;
 use super::body::Held;
 use super::classify::Call;
 use super::create::Outcome;
-use super::jobs::{self, Charge, Owner};
+use super::jobs::{self, Charge, Owner, Told};
 use super::queue::{Ask, Class, Turn};
 use super::rejection::Rejection;
 use super::retry::{Reply, Sending, Unanswered};
@@ -65,6 +64,8 @@ pub(crate) struct Outgoing {
 pub(crate) struct Passed {
     pub(crate) reply: Reply,
     pub(crate) charge: Option<Charge>,
+    /// The job that a create started.
+    pub(crate) job: Option<String>,
     pub(crate) queued: Duration,
     pub(crate) credits: Option<Receipt>,
     /// Counts the tokens of the answer as it passes.
@@ -103,7 +104,7 @@ impl Outgoing {
         } else {
             queue.unmetered(client)
         };
-        let queued = begun.elapsed();
+        let (asked, queued) = (Instant::now(), begun.elapsed());
         let unsent = |rejection: Rejection| Refusal { spent: Spent { queued, ..Spent::default() }, ..rejection.into() };
         let Turn { permit, slot, seq } = turn;
         let mut hold = app.credits.reserve(self.cost, slot.is_some()).await.map_err(unsent)?;
@@ -142,18 +143,25 @@ impl Outgoing {
         };
         let status = reply.head.status;
         let whole = reply.body.whole().cloned().unwrap_or_default();
-        let charge = match pending {
+        let told = Told::new(status, &reply.head.headers, &whole);
+        let (charge, job) = match (pending, &call.job, call.class) {
             // Boxed: few calls are creates, and all would pay for its place.
-            Some(pending) => Some(Box::pin(settle(pending, self.webhook, status, &whole, app)).await),
-            None => None,
+            (Some(pending), ..) => {
+                let (charge, job) = Box::pin(settle(pending, self.webhook, &told, app)).await;
+                (Some(charge), job)
+            }
+            (None, Some(id), Class::Poll) => {
+                app.jobs.saw_status(id, owner, told, asked);
+                (None, None)
+            }
+            (None, Some(id), Class::Cancel) => {
+                app.jobs.saw_cancel(id, told);
+                (None, None)
+            }
+            _ => (None, None),
         };
         let (credits, meter) = hold.map(|hold| hold.answered(&reply.head, charge)).unwrap_or_default();
-        match (&call.job, call.class) {
-            (Some(id), Class::Poll) => app.jobs.saw_status(id, (owner, queue), status, &whole, true),
-            (Some(id), Class::Cancel) => app.jobs.saw_cancel(id, status, &whole),
-            _ => {}
-        }
-        Ok(Passed { reply, charge, queued, credits, meter })
+        Ok(Passed { reply, charge, job, queued, credits, meter })
     }
 }
 
@@ -161,15 +169,14 @@ impl Outgoing {
 async fn settle(
     pending: jobs::Pending,
     webhook: Option<Box<Intent>>,
-    status: StatusCode,
-    answer: &Bytes,
+    told: &Told,
     app: &App,
-) -> Charge {
+) -> (Charge, Option<String>) {
     if let Some(webhook) = webhook {
         // Before the job table may see the job's end.
-        webhook.answered(&app.protocol, status, answer).await;
+        webhook.answered(&app.protocol, told.status, &told.body).await;
     }
-    pending.settle(status, answer).await
+    pending.settle(told).await
 }
 
 /// Resolves when every caller of a create has left; never for calls that end by being dropped.

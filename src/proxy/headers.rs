@@ -15,6 +15,9 @@ pub(crate) const CHARGE: HeaderName = HeaderName::from_static("sluicegate-charge
 /// All attempts of one call carry the same.
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
+/// Says that `Prefer: wait` was followed.
+pub(crate) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
 const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),

@@ -1,4 +1,4 @@
-//! Live jobs and the slots they hold, from the accepted create until a terminal status.
+//! Live jobs and the slots they hold, from the accepted create until a terminal status; and what is known of each, for everyone who asks.
 //!
 //! A slot comes free when its create is refused, when anybody sees a terminal status, when the job is cancelled or gone (404, 410), and at
 //! `jobs.max_age` after one last look. A create whose outcome is unknown keeps its slot for `jobs.uncertain`. Slots are values: whoever
@@ -6,37 +6,52 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
-use http::{Method, StatusCode};
-use tokio::sync::Notify;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use crate::config;
 use crate::ledger::answers::Keyed;
 use crate::ledger::jobs::{Known, Origin};
 use crate::ledger::{self, Ledger};
-use crate::protocol::{End, Protocol};
+use crate::protocol::{End, JobAnswer, Protocol};
 
 use super::queue::{Account, Slot};
+
+use self::models::Models;
+use self::remembered::Remembered;
 
 pub(crate) use self::pending::{Charge, Pending, may_have_been_done};
 
 /// Creates under way.
 mod pending;
 
-/// When the proxy itself looks at a job.
-pub(crate) mod watch;
+/// Run times, learned from what looks saw.
+mod learn;
+
+/// When to look at a job.
+mod plan;
+
+/// What is known of each model, and which of its jobs live.
+mod models;
+
+/// The loop that looks.
+pub(crate) mod schedule;
 
 /// How it looks.
 pub(crate) mod look;
 
-/// How long an ended job is remembered, so that late polls reach the right account.
-const REMEMBERED: Duration = Duration::from_secs(600);
+/// Answers to those who ask about a job.
+pub(crate) mod poll;
+
+/// Ended jobs, for a while.
+mod remembered;
 
 /// Whose a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +76,26 @@ pub(crate) struct Ended {
 /// Told of every end, exactly once a job, in the thread that saw it. It must not wait.
 pub(crate) type Observer = Box<dyn Fn(&Ended) + Send + Sync>;
 
+/// An answer about a job, as the upstream gave it.
+#[derive(Debug, Clone)]
+pub(crate) struct Told {
+    pub(crate) status: StatusCode,
+    pub(crate) content_type: Option<HeaderValue>,
+    pub(crate) body: Bytes,
+    pub(crate) at: Instant,
+}
+
+impl Told {
+    pub(crate) fn new(status: StatusCode, headers: &HeaderMap, body: &Bytes) -> Self {
+        Self {
+            status,
+            content_type: headers.get(header::CONTENT_TYPE).cloned(),
+            body: body.clone(),
+            at: Instant::now(),
+        }
+    }
+}
+
 struct Job {
     owner: Owner,
     number: u64,
@@ -68,10 +103,20 @@ struct Job {
     slot: Option<Slot>,
     started: Instant,
     status: String,
-    /// When anybody last saw its status.
-    seen: Instant,
-    /// Looks of our own since a client last polled.
+    /// When it was last known to run: the time at which that was asked.
+    running: Instant,
+    /// Looks so far.
     looks: u32,
+    /// When it is looked at next.
+    due: Instant,
+    looking: bool,
+    /// The last answer about it; the first is its create's.
+    told: Option<Arc<Told>>,
+    /// An answer that was no state of the job (401, 403, 5xx), until the next that is.
+    trouble: Option<Arc<Told>>,
+    warned: bool,
+    /// Rings for those who wait for a change; gone when the job has ended.
+    changed: Option<Arc<watch::Sender<()>>>,
 }
 
 /// The job table.
@@ -81,13 +126,16 @@ pub(crate) struct Jobs {
     polls: HashMap<String, Duration>,
     /// Keyed and many: every poll reads it, every create writes it, on all workers.
     table: DashMap<String, Job>,
+    models: Models,
+    remembered: Mutex<Remembered>,
     /// Creates without a known outcome. Short; touched once a such create.
     uncertain: Mutex<HashMap<u64, Slot>>,
     due: Mutex<BinaryHeap<Reverse<(Instant, Due)>>>,
     kick: Notify,
     ledger: Arc<Ledger>,
+    /// By index.
+    queues: Vec<Arc<Account>>,
     /// Names by index, for the ledger.
-    accounts: Vec<String>,
     clients: Vec<String>,
     observers: Vec<Observer>,
 }
@@ -95,8 +143,9 @@ pub(crate) struct Jobs {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     Look(String),
-    Forget(String),
+    Forget,
     Certain(u64),
+    Save,
 }
 
 /// A live job as the admin port shows it.
@@ -108,7 +157,8 @@ pub(crate) struct View {
     pub(crate) model: String,
     pub(crate) status: String,
     pub(crate) age_secs: f64,
-    pub(crate) seen_secs_ago: f64,
+    pub(crate) next_look_in_secs: f64,
+    pub(crate) looks: u32,
 }
 
 impl Jobs {
@@ -117,19 +167,21 @@ impl Jobs {
         settings: config::Jobs,
         models: &[config::Model],
         ledger: Arc<Ledger>,
-        accounts: Vec<String>,
+        queues: Vec<Arc<Account>>,
         clients: Vec<String>,
     ) -> Self {
         Self {
             protocol,
+            remembered: Mutex::new(Remembered::new(settings.result_ttl)),
             settings,
             polls: models.iter().map(|model| (model.name.clone(), model.poll)).collect(),
             table: DashMap::new(),
+            models: Models::new(queues.len()),
             uncertain: Mutex::default(),
             due: Mutex::default(),
             kick: Notify::new(),
             ledger,
-            accounts,
+            queues,
             clients,
             observers: Vec::new(),
         }
@@ -140,39 +192,34 @@ impl Jobs {
         self.observers.push(observer);
     }
 
-    /// Takes up what an earlier process left. Jobs of accounts or clients that are gone from the configuration go to the default ones.
-    pub(crate) fn restore(&self, known: Known, accounts: &[Arc<Account>]) {
+    /// Takes up what an earlier process left. Jobs of accounts or clients that are gone from the configuration go to the first ones.
+    pub(crate) fn restore(&self, known: Known) -> Result<(), ledger::Error> {
         let (now, moment) = (Instant::now(), self.ledger.now());
         let owner = |origin: &Origin| Owner {
-            account: self.accounts.iter().position(|name| *name == origin.account).unwrap_or(0),
+            account: self.queues.iter().position(|queue| queue.name == origin.account).unwrap_or(0),
             client: self.clients.iter().position(|name| *name == origin.client).unwrap_or(0),
         };
+        self.models.restore(self.ledger.learned()?);
         for job in known.live {
-            let (owner, number, id) = (owner(&job.origin), job.number, job.id);
+            let owner = owner(&job.origin);
             // A clock that was set during a reboot must not end it before it was looked at for a while.
             let age = job.at.age(&moment).at_most_if_guessed(self.settings.max_age / 2);
             let started = now.checked_sub(age).unwrap_or(now);
-            let (slot, model) = (Some(accounts[owner.account].adopt(owner.client)), job.origin.model.into());
-            // Seen so long ago, it is looked at right away, unless it is very young.
-            let job = Job { owner, number, model, slot, started, status: "unknown".into(), seen: started, looks: 0 };
-            self.table.insert(id.clone(), job);
-            self.schedule(now, Due::Look(id));
+            let slot = self.queues[owner.account].adopt(owner.client);
+            let restored = Job::new(owner, job.number, job.origin.model.into(), slot, "unknown".into(), None);
+            self.insert(&job.id, Job { started, running: started, ..restored });
         }
         for create in known.uncertain {
             let owner = owner(&create.origin);
             let left = self.settings.uncertain.saturating_sub(create.at.age(&moment).any());
-            self.keep(create.number, accounts[owner.account].adopt(owner.client), now + left);
+            self.keep(create.number, self.queues[owner.account].adopt(owner.client), now + left);
         }
         for job in known.ended {
-            let (owner, number, id, status) = (owner(&job.origin), job.number, job.id, job.status);
-            let left = REMEMBERED.saturating_sub(job.at.age(&moment).any());
-            let model = job.origin.model.into();
-            self.table.insert(
-                id.clone(),
-                Job { owner, number, model, slot: None, started: now, status, seen: now, looks: 0 },
-            );
-            self.schedule(now + left, Due::Forget(id));
+            let ended = Job { number: job.number, ..Job::without_slot(owner(&job.origin), job.status) };
+            self.table.insert(job.id.clone(), ended);
+            self.remember(&job.id, 0);
         }
+        Ok(())
     }
 
     /// A create is about to be sent with this slot, and must not be where this fails. Ready when the ledger will know of it after a crash.
@@ -185,6 +232,7 @@ impl Jobs {
     ) -> Result<Pending, ledger::Error> {
         let n = self.ledger.number();
         let intent = self.ledger.sending(n, self.origin(owner, model), key);
+        self.models.creating(owner.account, Instant::now());
         // Before the wait: dropped in it, this takes the intent back.
         let (jobs, slot, model) = (Arc::clone(self), Some(slot), model.into());
         let pending = Pending { jobs, slot, n, owner, model, unknown: false, doubt: false, sent: false };
@@ -194,15 +242,18 @@ impl Jobs {
 
     fn origin(&self, owner: Owner, model: &str) -> Origin {
         Origin {
-            account: self.accounts[owner.account].clone(),
+            account: self.queues[owner.account].name.clone(),
             client: self.clients[owner.client].clone(),
             model: model.to_owned(),
         }
     }
 
-    /// Whose this job is, if it is known.
-    pub(crate) fn owner(&self, id: &str) -> Option<Owner> {
-        self.table.get(id).map(|job| job.owner)
+    /// Keeps what was learned of run times since the last time.
+    pub(crate) fn save_learned(&self) {
+        let learned = self.models.changed();
+        if !learned.is_empty() {
+            self.ledger.save_learned(learned);
+        }
     }
 
     /// Our own status request for a job.
@@ -211,83 +262,98 @@ impl Jobs {
         self.protocol.status_request(id, model.as_deref().unwrap_or_default())
     }
 
+    /// A job that somebody still waits for is looked at now, unless it is known to be live: it may have ended unseen.
+    pub(crate) fn look_again(&self, id: &str, owner: Owner) {
+        if self.table.get(id).is_none_or(|job| job.slot.is_none()) {
+            let slot = self.queues[owner.account].adopt(owner.client);
+            self.insert(id, Job::new(owner, 0, "unknown".into(), slot, "unknown".into(), None));
+        }
+    }
+
+    /// Whose this job is, if it is known.
+    pub(crate) fn owner(&self, id: &str) -> Option<Owner> {
+        self.table.get(id).map(|job| job.owner)
+    }
+
     /// True if `client` may know of this job.
     pub(crate) fn visible(&self, owner: Owner, client: usize) -> bool {
         self.settings.shared || owner.client == client
     }
 
-    /// An answer to a status request, whoever asked; `by_client` if it was not the proxy itself.
-    pub(crate) fn saw_status(
-        &self,
-        id: &str,
-        asker: (Owner, &Arc<Account>),
-        status: StatusCode,
-        body: &Bytes,
-        by_client: bool,
-    ) {
-        if status == StatusCode::NOT_FOUND || status == StatusCode::GONE {
-            return self.end(id, End::Gone, "gone", None);
+    /// An answer to a status request that was asked at `asked`, by the owner's client or by the proxy itself.
+    pub(crate) fn saw_status(&self, id: &str, owner: Owner, told: Told, asked: Instant) {
+        if told.status == StatusCode::NOT_FOUND || told.status == StatusCode::GONE {
+            return self.end(id, End::Gone, "gone", Some(told), false);
         }
-        if !status.is_success() {
-            return;
-        }
-        let Some(answer) = self.protocol.read(body) else {
-            tracing::warn!(job = id, "a status answer is not about a job: passed on, the job is kept");
-            return;
-        };
-        if answer.id.as_deref().is_some_and(|other| other != id) {
-            tracing::warn!(job = id, "a status answer names another job: passed on, the job is kept");
-            return;
-        }
-        if let Some(end) = answer.ended {
-            return self.end(id, end, answer.status.as_deref().unwrap_or(end.name()), Some(body));
-        }
-        let now = Instant::now();
-        if let Some(mut job) = self.table.get_mut(id) {
-            job.seen = now;
-            job.looks = if by_client { 0 } else { job.looks.saturating_add(1) };
-            if let Some(status) = answer.status {
-                job.status = status;
+        if !told.status.is_success() {
+            let lasting = told.status.is_client_error() && !matches!(told.status.as_u16(), 408 | 429);
+            if let Some(mut job) = self.table.get_mut(id).filter(|_| lasting) {
+                job.trouble = Some(Arc::new(told));
+                job.ring();
             }
             return;
         }
-        if answer.status.is_some() {
-            // Started past this proxy, or before it knew: the upstream counts it, so we do.
-            let (owner, account) = asker;
-            let slot = account.adopt(owner.client);
-            let number = self.ledger.number();
-            self.ledger.seen(number, id, self.origin(owner, "unknown"));
-            self.insert(id, owner, number, "unknown".into(), slot, answer.status.unwrap_or_default());
+        let answer = self.protocol.read(&told.body);
+        let about_it = answer.filter(|answer| answer.id.as_deref().is_none_or(|other| other == id));
+        let Some(answer) = about_it else { return self.keep_odd(id, told) };
+        match answer {
+            JobAnswer { ended: Some(end), status, .. } => {
+                if self.owner(id).is_none() {
+                    self.note_ended(id, owner);
+                }
+                self.end(id, end, status.as_deref().unwrap_or(end.name()), Some(told), true);
+            }
+            JobAnswer { status, .. } => self.runs(id, owner, status, told, asked),
         }
     }
 
-    /// A job that somebody still waits for is looked at now, unless it is known to be live: it may have ended unseen.
-    pub(crate) fn look_again(&self, id: &str, owner: Owner, account: &Arc<Account>) {
-        if self.table.get(id).is_none_or(|job| job.slot.is_none()) {
-            self.insert(id, owner, 0, "unknown".into(), account.adopt(owner.client), "unknown".into());
-            self.schedule(Instant::now(), Due::Look(id.to_owned()));
+    /// A 2xx that is not about this job: passed on as it is, and the job is kept.
+    fn keep_odd(&self, id: &str, told: Told) {
+        let Some(mut job) = self.table.get_mut(id) else { return };
+        if !std::mem::replace(&mut job.warned, true) {
+            tracing::warn!(job = id, "a status answer is not about this job: passed on, the job is kept");
         }
+        job.told = Some(Arc::new(told));
+        job.ring();
+    }
+
+    fn runs(&self, id: &str, owner: Owner, status: Option<String>, told: Told, asked: Instant) {
+        if let Some(mut job) = self.table.get_mut(id) {
+            if job.slot.is_none() {
+                return; // It no longer counts: it was older than `jobs.max_age`.
+            }
+            job.running = job.running.max(asked);
+            (job.told, job.trouble) = (Some(Arc::new(told)), None);
+            if let Some(status) = status {
+                job.status = status;
+            }
+            job.ring();
+            return;
+        }
+        // Started past this proxy, or before it knew: the upstream counts it, so we do.
+        let Some(status) = status else { return };
+        let (slot, number) = (self.queues[owner.account].adopt(owner.client), self.ledger.number());
+        self.ledger.seen(number, id, self.origin(owner, "unknown"));
+        self.insert(id, Job::new(owner, number, "unknown".into(), slot, status, Some(told)));
     }
 
     /// An answer to a cancel request.
-    pub(crate) fn saw_cancel(&self, id: &str, status: StatusCode, body: &Bytes) {
-        let gone = status == StatusCode::NOT_FOUND || status == StatusCode::GONE;
+    pub(crate) fn saw_cancel(&self, id: &str, told: Told) {
+        let gone = told.status == StatusCode::NOT_FOUND || told.status == StatusCode::GONE;
         // The shape of a successful answer is not documented: only a status that says otherwise keeps the job.
-        let runs_on = self.protocol.read(body).is_some_and(|answer| answer.status.is_some() && answer.ended.is_none());
-        if gone || (status.is_success() && !runs_on) {
-            self.end(id, End::Cancelled, "cancelled", Some(body).filter(|_| !gone));
+        let answer = self.protocol.read(&told.body).filter(|answer| answer.status.is_some());
+        let runs_on = answer.as_ref().is_some_and(|answer| answer.ended.is_none());
+        if gone || (told.status.is_success() && !runs_on) {
+            let is_state = answer.is_some_and(|answer| answer.id.as_deref() == Some(id));
+            self.end(id, End::Cancelled, "cancelled", Some(told).filter(|_| is_state), false);
         }
     }
 
-    fn insert(&self, id: &str, owner: Owner, number: u64, model: Arc<str>, slot: Slot, status: String) {
-        let now = Instant::now();
-        let job = Job { owner, number, model, slot: Some(slot), started: now, status, seen: now, looks: 0 };
+    fn insert(&self, id: &str, job: Job) {
+        let (model, started) = (Arc::clone(&job.model), job.started);
         let doubled = match self.table.entry(id.to_owned()) {
-            Entry::Occupied(mut known) if known.get().slot.is_some() => {
-                // The same id again: it is one job, and the slot it holds is enough.
-                known.get_mut().seen = now;
-                Some(job)
-            }
+            // The same id again: it is one job, and the slot it holds is enough.
+            Entry::Occupied(known) if known.get().slot.is_some() => Some(job),
             Entry::Occupied(mut ended) => Some(ended.insert(job)),
             Entry::Vacant(free) => {
                 free.insert(job);
@@ -296,31 +362,65 @@ impl Jobs {
         };
         // Dropped here, when the table's shard is free again: a slot's drop may wake others.
         drop(doubled);
-        self.schedule(now + watch::recheck(self.poll_of(id), 0), Due::Look(id.to_owned()));
+        self.models.started(&model, started, id);
+        self.plan(id, Duration::ZERO);
     }
 
-    fn poll_of(&self, id: &str) -> Duration {
-        let model = self.table.get(id).map(|job| Arc::clone(&job.model));
-        let known = model.and_then(|model| {
-            let short = model.rsplit('/').next().unwrap_or_default();
-            self.polls.get(&*model).or_else(|| self.polls.get(short)).copied()
-        });
-        known.unwrap_or(watch::DEFAULT_POLL)
+    /// A job that was never live here is remembered like one that was.
+    fn note_ended(&self, id: &str, owner: Owner) {
+        let job = Job { slot: None, ..Job::without_slot(owner, "unknown".into()) };
+        self.table.entry(id.to_owned()).or_insert(job);
     }
 
-    /// The job holds its slot no longer.
-    fn end(&self, id: &str, end: End, status: &str, answer: Option<&Bytes>) {
-        let ended = self.table.get_mut(id).and_then(|mut job| {
-            status.clone_into(&mut job.status);
-            Some((job.slot.take()?, job.number))
-        });
-        let Some((slot, number)) = ended else { return };
-        let ended = Ended { id: id.to_owned(), number, end, answer: answer.cloned() };
+    /// The job holds its slot no longer. `seen` where its end was seen, rather than concluded.
+    fn end(&self, id: &str, end: End, status: &str, told: Option<Told>, seen: bool) {
+        let told = told.map(Arc::new);
+        let Some(mut job) = self.table.get_mut(id).filter(|job| job.slot.is_some() || job.told.is_none()) else {
+            return;
+        };
+        status.clone_into(&mut job.status);
+        let size = told.as_ref().map_or(0, |told| told.body.len());
+        job.told.clone_from(&told);
+        job.trouble = None;
+        let changed = job.changed.take();
+        let (slot, owner, number, model) = (job.slot.take(), job.owner, job.number, Arc::clone(&job.model));
+        let (started, running) = (job.started, job.running);
+        drop(job);
+        if let Some(changed) = changed {
+            changed.send_replace(());
+        }
+        self.remember(id, size);
+        let Some(slot) = slot else { return };
+        let now = Instant::now();
+        self.models.ended(&model, owner.account, id, started, seen.then_some(running), now);
+        let answer = told.as_ref().map(|told| told.body.clone());
+        let ended = Ended { id: id.to_owned(), number, end, answer };
         self.observers.iter().for_each(|observer| observer(&ended));
         self.ledger.ended(number, status);
         drop(slot);
-        tracing::debug!(job = id, status, end = end.name(), "job ended");
-        self.schedule(Instant::now() + REMEMBERED, Due::Forget(id.to_owned()));
+        tracing::debug!(job = id, status, end = end.name(), age_ms = (now - started).as_millis(), "job ended");
+        // What this one told serves the others of its model.
+        for id in self.models.live(&model) {
+            self.plan(&id, Duration::ZERO);
+        }
+    }
+
+    fn remember(&self, id: &str, size: usize) {
+        let (forgotten, forget_at) = self.lock_remembered().add(id, size, Instant::now());
+        self.forget(&forgotten);
+        if let Some(at) = forget_at {
+            self.schedule(at, Due::Forget);
+        }
+    }
+
+    fn forget(&self, ids: &[String]) {
+        for id in ids {
+            self.table.remove_if(id, |_, job| job.slot.is_none());
+        }
+    }
+
+    fn lock_remembered(&self) -> MutexGuard<'_, Remembered> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn hold(&self, n: u64, slot: Slot) {
@@ -358,12 +458,13 @@ impl Jobs {
         let mut views: Vec<View> = live
             .map(|job| View {
                 id: job.key().clone(),
-                account: self.accounts[job.owner.account].clone(),
+                account: self.queues[job.owner.account].name.clone(),
                 client: self.clients[job.owner.client].clone(),
                 model: job.model.to_string(),
                 status: job.status.clone(),
                 age_secs: (now - job.started).as_secs_f64(),
-                seen_secs_ago: (now - job.seen).as_secs_f64(),
+                next_look_in_secs: job.due.saturating_duration_since(now).as_secs_f64(),
+                looks: job.looks,
             })
             .collect();
         views.sort_by(|a, b| b.age_secs.total_cmp(&a.age_secs));
@@ -373,5 +474,44 @@ impl Jobs {
     /// Creates whose outcome is unknown and that hold a slot.
     pub(crate) fn uncertain(&self) -> usize {
         self.uncertain.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Ended jobs that are remembered, and the bytes of their answers.
+    pub(crate) fn remembered(&self) -> (usize, usize) {
+        self.lock_remembered().size()
+    }
+}
+
+impl Job {
+    fn new(owner: Owner, number: u64, model: Arc<str>, slot: Slot, status: String, told: Option<Told>) -> Self {
+        let told = told.map(Arc::new);
+        Self { number, model, slot: Some(slot), told, ..Self::without_slot(owner, status) }
+    }
+
+    fn without_slot(owner: Owner, status: String) -> Self {
+        let now = Instant::now();
+        Self {
+            owner,
+            number: 0,
+            model: "unknown".into(),
+            slot: None,
+            started: now,
+            status,
+            running: now,
+            looks: 0,
+            due: now,
+            looking: false,
+            told: None,
+            trouble: None,
+            warned: false,
+            changed: None,
+        }
+    }
+
+    /// Tells those who wait that something is new.
+    fn ring(&self) {
+        if let Some(changed) = &self.changed {
+            changed.send_replace(());
+        }
     }
 }

@@ -48,6 +48,7 @@ pub(crate) struct App {
     pub(crate) idempotency: Idempotency,
     pub(crate) retry: config::Retry,
     pub(crate) max_wait: Duration,
+    pub(crate) hold: Duration,
     pub(crate) attempt_timeout: Duration,
     pub(crate) total_timeout: Duration,
     pub(crate) idle_timeout: Duration,

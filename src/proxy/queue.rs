@@ -37,8 +37,6 @@ pub(crate) struct Account {
     book: Mutex<Book>,
     /// Tells the timer that the next wake-up has moved forward.
     timer: Notify,
-    /// Rings whenever a job slot comes free or work is handed back, for those who watch.
-    pub(crate) changed: Notify,
 }
 
 struct Book {
@@ -110,6 +108,17 @@ pub(crate) enum NoTurn {
     Deadline { retry_in: Duration },
 }
 
+/// How short attempts and slots are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Outlook {
+    /// L and W.
+    pub(crate) rate: Option<(u32, Duration)>,
+    pub(crate) slots: Option<u32>,
+    pub(crate) creates_waiting: u32,
+    /// Calls wait for the minute quota.
+    pub(crate) quota_short: bool,
+}
+
 /// What the admin port shows of an account.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Snapshot {
@@ -161,7 +170,6 @@ impl Account {
                 attempts: 0,
             }),
             timer: Notify::new(),
-            changed: Notify::new(),
         })
     }
 
@@ -298,11 +306,16 @@ impl Account {
         }
     }
 
-    /// True when creates wait for nothing but a job slot.
-    pub(crate) fn starved_of_slots(&self) -> bool {
-        let book = self.book();
-        book.line.wanting_slots() > 0 && book.jobs_limit.is_some_and(|limit| book.live >= limit)
-            || book.no_room_until.is_some()
+    /// What decides how dear a look at a job is.
+    pub(crate) fn outlook(&self) -> Outlook {
+        let now = Instant::now();
+        let mut book = self.book();
+        Outlook {
+            rate: book.quota.rate(),
+            slots: book.jobs_limit,
+            creates_waiting: u32::try_from(book.line.wanting_slots()).unwrap_or(u32::MAX),
+            quota_short: !book.line.is_empty() && book.quota.ready(now).is_err(),
+        }
     }
 
     /// What the admin port shows.

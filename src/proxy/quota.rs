@@ -301,6 +301,11 @@ impl Quota {
         self.rate.as_mut().map(|rate| &mut rate.log)
     }
 
+    /// L and W.
+    pub(crate) fn rate(&self) -> Option<(u32, Duration)> {
+        self.rate.as_ref().map(|rate| (rate.plan.limit.get(), rate.plan.window))
+    }
+
     /// Attempts the upstream may be counting, and L; `None` without a rate.
     pub(crate) fn used(&mut self, now: Instant) -> Option<(u32, u32)> {
         let rate = self.rate.as_mut()?;

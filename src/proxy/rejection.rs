@@ -315,7 +315,7 @@ fn not_allowed(model: &str) -> String {
 }
 
 /// Whole seconds, rounded up, at least one.
-fn whole_seconds(wait: Duration) -> u64 {
+pub(crate) fn whole_seconds(wait: Duration) -> u64 {
     let up = u64::from(wait.subsec_nanos() > 0);
     wait.as_secs().saturating_add(up).max(1)
 }

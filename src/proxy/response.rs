@@ -47,7 +47,7 @@ const UPSTREAM_LIMITS: [(HeaderName, HeaderName); 3] = [
 impl App {
     /// Passes on what the upstream answered.
     pub(crate) fn relay(&self, passed: Passed, mut finish: Finish) -> Response<RelayBody> {
-        let Passed { reply: Reply { mut head, body, attempts, upstream }, charge, queued, credits, meter } = passed;
+        let Passed { reply: Reply { mut head, body, attempts, upstream }, charge, queued, credits, meter, .. } = passed;
         let record = &mut finish.record;
         (record.status, record.attempts, record.queued, record.upstream) = (head.status, attempts, queued, upstream);
         (record.charge, record.credits) = (charge, credits);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -15,9 +15,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::ledger::outbox::Waiting;
 use crate::proxy::App;
+use crate::proxy::jobs::Told;
 
 /// Longest call.
 const LONGEST: usize = 1 << 20;
@@ -138,8 +140,9 @@ impl App {
             }
         }
         if let Some(owner) = self.jobs.owner(&job) {
-            let queue = &self.accounts[owner.account].queue;
-            self.jobs.saw_status(&job, (owner, queue), StatusCode::OK, body, false);
+            let json = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+            let told = Told::new(StatusCode::OK, &json, body);
+            self.jobs.saw_status(&job, owner, told, Instant::now());
         }
         if let Some(end) = answer.ended {
             // The observer has done it, unless the job table does not know the job.

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 /// The plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Limits {
+pub struct Limits {
     /// Requests in any window; at least one.
-    pub(super) requests: usize,
-    pub(super) window: Duration,
+    pub requests: usize,
+    /// How long a window is.
+    pub window: Duration,
     /// Jobs alive at once; at least one.
-    pub(super) jobs: usize,
+    pub jobs: usize,
 }
 
 /// What is sent.
@@ -25,7 +26,8 @@ enum Kind {
 }
 
 /// From the first create to the last status request.
-pub(super) fn makespan(run_times: &[Duration], limits: Limits) -> Duration {
+#[must_use]
+pub fn makespan(run_times: &[Duration], limits: Limits) -> Duration {
     schedule(run_times, limits).last().map_or(Duration::ZERO, |(at, _)| *at)
 }
 

@@ -87,6 +87,8 @@ pub(super) fn jobs(root: &Section<'_>) -> Jobs {
     Jobs {
         max_age: section.duration("max_age", MINUTE * 30, SECOND..=DAY * 7),
         uncertain: section.duration("uncertain", MINUTE * 2, Duration::ZERO..=DAY),
+        result_ttl: section.duration("result_ttl", MINUTE * 10, Duration::ZERO..=DAY),
+        hold: section.duration("hold", SECOND * 2, Duration::ZERO..=MINUTE),
         shared: section.flag("shared"),
     }
 }

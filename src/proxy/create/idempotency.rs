@@ -117,7 +117,7 @@ impl App {
         };
         let charge = if accepted { Charge::Accepted } else { Charge::Unknown };
         Ok(Some(Created {
-            answer: Ok(Answer { status, headers, body, charge }),
+            answer: Ok(Answer { status, headers, body, charge, job: None }),
             attempts: 0,
             queued: Duration::ZERO,
             upstream: Duration::ZERO,
@@ -127,7 +127,7 @@ impl App {
 
     /// Keeps an answer for later processes.
     pub(super) fn keep_answer(&self, key: &Key, created: &Created) {
-        let Ok(Answer { status, headers, body, charge }) = &created.answer else { return };
+        let Ok(Answer { status, headers, body, charge, .. }) = &created.answer else { return };
         if !matches!(charge, Charge::Accepted | Charge::Unknown) {
             return;
         }
@@ -155,7 +155,7 @@ mod tests {
 
     fn created() -> Arc<Created> {
         let (status, charge) = (StatusCode::CREATED, Charge::Accepted);
-        let answer = Answer { status, headers: HeaderMap::new(), body: Bytes::from_static(b"{}"), charge };
+        let answer = Answer { status, headers: HeaderMap::new(), body: Bytes::from_static(b"{}"), charge, job: None };
         Arc::new(Created {
             answer: Ok(answer),
             attempts: 1,

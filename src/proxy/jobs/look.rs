@@ -14,7 +14,8 @@ use crate::proxy::queue::Ask;
 use crate::proxy::retry::{Sending, Unanswered};
 
 use super::Owner;
-use super::watch::Look;
+use super::Told;
+use super::schedule::Look;
 
 /// The longest a look waits for its turn.
 const LOOK_WAITS: Duration = Duration::from_secs(60);
@@ -52,17 +53,14 @@ impl Look for Looker {
             hold: None,
             caller: None,
         };
+        let asked = Instant::now();
         match sending.send(turn.permit, turn.seq).await {
             Ok(reply) => {
                 let whole = reply.body.whole().cloned().unwrap_or_default();
-                app.jobs.saw_status(&id, (owner, queue), reply.head.status, &whole, false);
+                app.jobs.saw_status(&id, owner, Told::new(reply.head.status, &reply.head.headers, &whole), asked);
             }
             Err(Unanswered { rejection: error, .. }) => tracing::debug!(job = id, %error, "a look at a job failed"),
         }
         true
-    }
-
-    fn starved(&self, owner: Owner) -> bool {
-        self.0.app.accounts[owner.account].queue.starved_of_slots()
     }
 }

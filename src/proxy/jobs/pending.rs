@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::StatusCode;
 
 use crate::proxy::queue::Slot;
 
-use super::{Jobs, Owner};
+use super::{Job, Jobs, Owner, Told};
 
 /// What became of a create, in terms of money: the `Sluicegate-Charge` header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,34 +76,35 @@ impl Pending {
         }
     }
 
-    /// The upstream's final answer. Ready when a job's id is in the ledger: nobody hears of one that a crash would forget.
-    pub(crate) async fn settle(mut self, status: StatusCode, body: &Bytes) -> Charge {
-        if status.is_success() {
-            let answer = self.jobs.protocol.read(body);
-            let Some((id, answer)) = answer.and_then(|answer| Some((answer.id.clone()?, answer))) else {
-                tracing::warn!("a create was answered without a job id: its slot is held for jobs.uncertain");
-                return Charge::Unknown;
-            };
-            let Some(slot) = self.slot.take() else {
-                return Charge::Unknown;
-            };
-            self.unknown = false;
-            let kept = self.jobs.ledger.started(self.n, &id);
-            let status = answer.status.unwrap_or_else(|| "accepted".into());
-            self.jobs.insert(&id, self.owner, self.n, Arc::clone(&self.model), slot, status.clone());
-            if let Some(end) = answer.ended {
-                self.jobs.end(&id, end, &status, Some(body));
+    /// The upstream's final answer: what it means for the money, and the job that it started. Ready when a job's id is in the ledger:
+    /// nobody hears of one that a crash would forget.
+    pub(crate) async fn settle(mut self, told: &Told) -> (Charge, Option<String>) {
+        if !told.status.is_success() {
+            if !may_have_been_done(told.status) {
+                self.not_done();
             }
-            if let Err(error) = kept.await {
-                tracing::debug!(job = id, %error, "after a crash this job would count as a create of unknown outcome");
-            }
-            return Charge::Accepted;
+            return (self.charge(), None);
         }
-        if may_have_been_done(status) {
-            return Charge::Unknown;
+        let answer = self.jobs.protocol.read(&told.body);
+        let Some((id, answer)) = answer.and_then(|answer| Some((answer.id.clone()?, answer))) else {
+            tracing::warn!("a create was answered without a job id: its slot is held for jobs.uncertain");
+            return (Charge::Unknown, None);
+        };
+        let Some(slot) = self.slot.take() else { return (Charge::Unknown, None) };
+        self.unknown = false;
+        let kept = self.jobs.ledger.started(self.n, &id);
+        // The create's answer is the job's first state, and a poll is answered 200.
+        let first = Told { status: StatusCode::OK, ..told.clone() };
+        let status = answer.status.unwrap_or_else(|| "accepted".into());
+        let model = Arc::clone(&self.model);
+        self.jobs.insert(&id, Job::new(self.owner, self.n, model, slot, status.clone(), Some(first.clone())));
+        if let Some(end) = answer.ended {
+            self.jobs.end(&id, end, &status, Some(first), true);
         }
-        self.not_done();
-        self.charge()
+        if let Err(error) = kept.await {
+            tracing::debug!(job = id, %error, "after a crash this job would count as a create of unknown outcome");
+        }
+        (Charge::Accepted, Some(id))
     }
 }
 

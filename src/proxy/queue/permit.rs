@@ -129,7 +129,6 @@ impl Drop for Slot {
             book.no_room_until = None;
             book.line.slot_freed(self.client);
         });
-        self.account.changed.notify_waiters();
     }
 }
 

@@ -1,0 +1,146 @@
+//! What is known of each model: its run times, and which of its jobs live. And of each account: how fast it creates, how long it holds.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::learn::RunTimes;
+
+/// Jobs of a model that are planned anew when one has ended. The others follow when their time comes.
+const REPLANNED: usize = 64;
+/// Most models remembered: names are free text from callers.
+const MOST_MODELS: usize = 2_000;
+/// Creates of an account that are remembered.
+const CREATES: usize = 256;
+/// What one job's holding time keeps when the next one is known.
+const KEEP: f64 = 0.8;
+
+/// One lock for both, never held over an await: a job's end touches all of it, once.
+pub(crate) struct Models(Mutex<Known>);
+
+struct Known {
+    models: HashMap<Arc<str>, Model>,
+    accounts: Vec<Tally>,
+}
+
+#[derive(Default)]
+struct Model {
+    times: RunTimes,
+    /// Learned since it was last kept.
+    fresh: bool,
+    live: BTreeSet<(Instant, String)>,
+}
+
+#[derive(Default)]
+struct Tally {
+    creates: VecDeque<Instant>,
+    held_secs: Option<f64>,
+}
+
+/// How an account works of late.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    pub(crate) creates_per_sec: f64,
+    pub(crate) held_secs: f64,
+}
+
+impl Models {
+    pub(crate) fn new(accounts: usize) -> Self {
+        let accounts = std::iter::repeat_with(Tally::default).take(accounts).collect();
+        Self(Mutex::new(Known { models: HashMap::new(), accounts }))
+    }
+
+    /// A create of this account is about to be sent.
+    pub(crate) fn creating(&self, account: usize, now: Instant) {
+        let creates = &mut self.lock().accounts[account].creates;
+        if creates.len() == CREATES {
+            creates.pop_front();
+        }
+        creates.push_back(now);
+    }
+
+    /// A job lives.
+    pub(crate) fn started(&self, model: &Arc<str>, at: Instant, id: &str) {
+        let mut known = self.lock();
+        if known.models.len() >= MOST_MODELS && !known.models.contains_key(model) {
+            known.models.retain(|_, model| !model.live.is_empty());
+        }
+        known.models.entry(Arc::clone(model)).or_default().live.insert((at, id.to_owned()));
+    }
+
+    /// A job lives no longer. `running`: when it was last known to run, if its end was seen.
+    pub(crate) fn ended(
+        &self,
+        model: &Arc<str>,
+        account: usize,
+        id: &str,
+        started: Instant,
+        running: Option<Instant>,
+        now: Instant,
+    ) {
+        let mut known = self.lock();
+        let held = (now - started).as_secs_f64();
+        let tally = &mut known.accounts[account];
+        tally.held_secs = Some(tally.held_secs.map_or(held, |before| before * KEEP + held * (1.0 - KEEP)));
+        let Some(model) = known.models.get_mut(model) else { return };
+        model.live.remove(&(started, id.to_owned()));
+        if let Some(running) = running {
+            model.times.learn(running.saturating_duration_since(started), now - started);
+            model.fresh = true;
+        }
+    }
+
+    /// What was learned since the last call, by model, to be kept.
+    pub(crate) fn changed(&self) -> Vec<(String, Vec<u8>)> {
+        let mut known = self.lock();
+        let saved = known.models.iter_mut().filter_map(|(name, model)| {
+            let fresh = std::mem::take(&mut model.fresh);
+            fresh.then(|| (name.to_string(), serde_json::to_vec(&model.times.save()).unwrap_or_default()))
+        });
+        saved.collect()
+    }
+
+    /// Takes up what an earlier process kept. What cannot be read is learned anew.
+    pub(crate) fn restore(&self, kept: Vec<(String, Vec<u8>)>) {
+        let mut known = self.lock();
+        for (name, data) in kept {
+            let saved: Vec<(usize, f64)> = serde_json::from_slice(&data).unwrap_or_default();
+            known.models.entry(name.into()).or_default().times = RunTimes::restore(&saved);
+        }
+    }
+
+    /// Live jobs of a model, oldest first, as many as are worth planning anew.
+    pub(crate) fn live(&self, model: &str) -> Vec<String> {
+        let known = self.lock();
+        let live = known.models.get(model).into_iter().flat_map(|model| &model.live);
+        live.take(REPLANNED).map(|(_, id)| id.clone()).collect()
+    }
+
+    /// Asks what is known of a model; `probe` is true for its oldest live job.
+    pub(crate) fn with<T>(&self, model: &str, id: &str, ask: impl FnOnce(&RunTimes, bool) -> T) -> T {
+        let known = self.lock();
+        match known.models.get(model) {
+            Some(model) => ask(&model.times, model.live.first().is_some_and(|(_, first)| first == id)),
+            None => ask(&RunTimes::default(), true),
+        }
+    }
+
+    /// How this account works of late; `window` bounds what is late.
+    pub(crate) fn pace(&self, account: usize, window: Duration, now: Instant) -> Pace {
+        let known = self.lock();
+        let tally = &known.accounts[account];
+        let window = window.as_secs_f64();
+        let held = tally.held_secs.unwrap_or(window / 12.0);
+        let span = (3.0 * held).clamp(window / 60.0, window);
+        let recent = tally.creates.iter().rev().take_while(|at| (now - **at).as_secs_f64() <= span);
+        let (count, oldest) = recent.fold((0_u32, now), |(count, _), at| (count + 1, *at));
+        let over = (now - oldest).as_secs_f64().max(window / 60.0);
+        Pace { creates_per_sec: f64::from(count) / over, held_secs: held }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

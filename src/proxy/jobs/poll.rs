@@ -1,0 +1,78 @@
+//! Answers to those who ask about a job: from its last state, at once, or held until it ends where that is near.
+//!
+//! However many ask, and however often, upstream polls are the schedule's alone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{Jobs, Told};
+
+/// What a caller is told about a job.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) told: Arc<Told>,
+    /// How long ago the upstream said so.
+    pub(crate) age: Duration,
+    /// When there may be news; `None` when there will be none.
+    pub(crate) next_in: Option<Duration>,
+}
+
+/// How long a caller waits for the end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Patience {
+    /// If the next look comes within this, until it has come.
+    Hold(Duration),
+    /// Until the end or this long, whatever is expected: `Prefer: wait`.
+    Wait(Duration),
+}
+
+enum Now {
+    /// Answer with this.
+    Told(Answer),
+    /// Wait for news until the instant, then ask again.
+    Wait(watch::Receiver<()>, Instant),
+    /// Nothing is known that could be told: ask the upstream.
+    Ask,
+}
+
+impl Jobs {
+    /// What is to be told of a job that is known here; `None` where only the upstream can tell.
+    pub(crate) async fn ask(&self, id: &str, patience: Patience) -> Option<Answer> {
+        let begun = Instant::now();
+        loop {
+            match self.now(id, patience, begun) {
+                Now::Told(answer) => return Some(answer),
+                Now::Ask => return None,
+                Now::Wait(mut changed, until) => {
+                    // An error means that the job has ended: the sender is gone.
+                    let _ = tokio::time::timeout_at(until, changed.changed()).await;
+                }
+            }
+        }
+    }
+
+    fn now(&self, id: &str, patience: Patience, begun: Instant) -> Now {
+        let Some(mut job) = self.table.get_mut(id) else { return Now::Ask };
+        let now = Instant::now();
+        let ended = job.slot.is_none();
+        let told = job.trouble.clone().or_else(|| job.told.clone());
+        let until = match patience {
+            _ if ended => now,
+            Patience::Wait(most) => begun + most,
+            // Nothing was ever told about it: the first look is on its way.
+            Patience::Hold(_) if told.is_none() => now + self.settings.hold.max(Duration::from_secs(1)),
+            Patience::Hold(most) if job.looking || job.due <= begun + most => begun + most,
+            Patience::Hold(_) => now,
+        };
+        if until > now {
+            let changed = job.changed.get_or_insert_with(|| Arc::new(watch::Sender::new(())));
+            return Now::Wait(changed.subscribe(), until);
+        }
+        let Some(told) = told else { return Now::Ask };
+        let next_in = (!ended).then(|| job.due.saturating_duration_since(now));
+        Now::Told(Answer { age: now - told.at, told, next_in })
+    }
+}

@@ -1,0 +1,66 @@
+//! Answers from what is known of a job: they cost nothing upstream.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderValue, Response, header};
+use tokio::time::Instant;
+
+use crate::protocol::wait;
+
+use super::App;
+use super::classify::Call;
+use super::dispatch::Passed;
+use super::headers::PREFERENCE_APPLIED;
+use super::jobs::poll::{Answer, Patience};
+use super::queue::Class;
+use super::rejection::whole_seconds;
+use super::retry::{Reply, ReplyBody};
+
+impl App {
+    /// The answer to a poll of a job that is known here.
+    pub(crate) async fn known_answer(&self, call: &Call, headers: &HeaderMap) -> Option<Passed> {
+        let id = call.job.as_ref().filter(|_| call.class == Class::Poll)?;
+        let wait = wait::offered(headers);
+        let patience = wait.map_or(Patience::Hold(self.hold), |wait| Patience::Wait(wait.min(self.max_wait)));
+        let begun = Instant::now();
+        let answer = self.jobs.ask(id, patience).await?;
+        let (mut head, ()) = Response::new(()).into_parts();
+        head.status = answer.told.status;
+        describe(&mut head.headers, &answer);
+        if wait.is_some() {
+            head.headers.insert(PREFERENCE_APPLIED, HeaderValue::from_static("wait"));
+        }
+        let body = ReplyBody::Whole(answer.told.body.clone());
+        let reply = Reply { head, body, attempts: 0, upstream: Duration::ZERO };
+        Some(Passed { reply, charge: None, job: None, queued: begun.elapsed(), credits: None, meter: None })
+    }
+
+    /// A create's answer, held until its job has ended if the caller prefers to wait. A caller that leaves does not stop the job.
+    pub(crate) async fn held_until_end(&self, mut created: Passed, wait: Option<Duration>) -> Passed {
+        let (Some(wait), Some(id)) = (wait.filter(|_| !self.protocol.prefer_wait), &created.job) else {
+            return created;
+        };
+        // When the time is over first, the create's own answer stands: SDKs take a later state for the end.
+        if let Some(answer) = self.jobs.ask(id, Patience::Wait(wait.min(self.max_wait))).await
+            && answer.next_in.is_none()
+            && answer.told.status.is_success()
+        {
+            created.reply.body = ReplyBody::Whole(answer.told.body.clone());
+            let headers = &mut created.reply.head.headers;
+            headers.remove(header::CONTENT_LENGTH);
+            describe(headers, &answer);
+        }
+        created.reply.head.headers.insert(PREFERENCE_APPLIED, HeaderValue::from_static("wait"));
+        created
+    }
+}
+
+fn describe(headers: &mut HeaderMap, answer: &Answer) {
+    if let Some(form) = &answer.told.content_type {
+        headers.insert(header::CONTENT_TYPE, form.clone());
+    }
+    headers.insert(header::AGE, HeaderValue::from(answer.age.as_secs()));
+    if let Some(next_in) = answer.next_in {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(next_in)));
+    }
+}
