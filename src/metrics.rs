@@ -87,6 +87,7 @@ impl WebhookMetrics {
 }
 
 /// What only the moment knows.
+#[derive(Clone, Copy)]
 pub(crate) struct Levels {
     pub(crate) jobs_uncertain: usize,
     /// How many, and the bytes of their answers.

@@ -19,6 +19,8 @@ mod credits;
 
 mod slots;
 
+mod polling;
+
 mod retries;
 
 mod streams;

@@ -70,7 +70,7 @@ async fn live_jobs_keep_their_slots_and_their_owner() {
     assert_eq!(mock.stats().refused_job_429, 0);
 
     mock.finish(&ids[0]);
-    assert_eq!(site.send(poll(&ids[0])).await.json()["status"], "completed");
+    assert_eq!(site.send(poll(&ids[0]).with("prefer", "wait=60")).await.json()["status"], "completed");
     assert_eq!(site.send(create()).await.status, 201);
     let site = start(&mock, kill(site));
     assert_eq!(site.proxy.usage().jobs_live, 5, "one ended, one came");

@@ -1,0 +1,137 @@
+//! Polls answered by the proxy: from the last state, held until the end, from memory; and how little that costs upstream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use sluicegate::mock::{Fault, Options, RunTime};
+use tokio::time::{Instant, sleep};
+
+use crate::support::client::With as _;
+use crate::support::{Setup, Site, poll, post};
+
+fn running(secs: u64) -> Site {
+    let mock = Options { run_time: RunTime::Fixed(Duration::from_secs(secs)), ..Options::default() };
+    Setup { mock, ..Setup::default() }.memory()
+}
+
+fn polls_upstream(site: &Site) -> usize {
+    site.mock.requests().iter().filter(|seen| seen.method == "GET").count()
+}
+
+/// Five jobs, so many callers for each; returns the polls that reached the upstream.
+async fn watched_by(callers: usize) -> usize {
+    let site = Arc::new(running(20));
+    let mut tasks = Vec::new();
+    for _ in 0..5 {
+        let id = site.start_job().await;
+        for _ in 0..callers {
+            let (site, id) = (Arc::clone(&site), id.clone());
+            tasks.push(tokio::spawn(async move {
+                while site.send(poll(&id)).await.json()["status"] != "completed" {
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }));
+        }
+    }
+    for task in tasks {
+        task.await.expect("saw the end");
+    }
+    polls_upstream(&site)
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_number_of_callers_costs_as_much_as_one() {
+    let (one, many) = (watched_by(1).await, watched_by(20).await);
+    assert_eq!(one, many);
+    assert!(many <= 30, "{many} polls for five jobs of 20 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_tells_how_old_its_state_is_and_when_there_may_be_news() {
+    let site = running(30);
+    let id = site.start_job().await;
+    sleep(Duration::from_millis(4_900)).await;
+    // Looks came at 1, 2.5 and 4.75 s; the next comes at 8.125 s, too late to be waited for.
+    let answer = site.send(poll(&id)).await;
+    assert_eq!((answer.status.as_u16(), answer.header("age"), answer.header("retry-after")), (200, "0", "4"));
+    assert_eq!(answer.json()["status"], "processing");
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(site.send(poll(&id)).await.header("age"), "1");
+    assert_eq!(polls_upstream(&site), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_near_the_end_is_held_until_it() {
+    let site = running(3);
+    // Teaches the run time.
+    let first = site.start_job().await;
+    site.send(poll(&first).with("prefer", "wait=60")).await;
+    let id = site.start_job().await;
+    let begun = Instant::now();
+    sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(site.send(poll(&id)).await.json()["status"], "completed");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ended_job_is_told_from_memory_for_a_while() {
+    let site = running(2);
+    let id = site.start_job().await;
+    site.send(poll(&id).with("prefer", "wait=60")).await;
+    let spent = site.mock.stats().attempts;
+    for _ in 0..100 {
+        let answer = site.send(poll(&id)).await;
+        assert_eq!((answer.json()["status"].as_str(), answer.header("retry-after")), (Some("completed"), ""));
+    }
+    assert_eq!(site.mock.stats().attempts, spent);
+    sleep(Duration::from_secs(601)).await;
+    assert_eq!(site.send(poll(&id)).await.json()["status"], "completed");
+    assert_eq!(site.mock.stats().attempts, spent + 1, "forgotten, so asked for again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn prefer_wait_holds_create_and_status_and_is_not_sent_upstream() {
+    let site = running(7);
+    let body = json!({"model": "m", "input": {"prompt": "x"}}).to_string();
+    let begun = Instant::now();
+    let created = site.send(post("/v1/predictions", body.clone()).with("prefer", "wait=60")).await;
+    assert_eq!((created.status.as_u16(), created.header("preference-applied")), (201, "wait"));
+    assert_eq!(created.json()["status"], "completed");
+    assert!(begun.elapsed() >= Duration::from_secs(7));
+    assert!(site.mock.requests().iter().all(|seen| !seen.headers.contains_key("prefer")));
+
+    let created = site.send(post("/v1/predictions", body).with("prefer", "wait=2")).await;
+    assert_eq!(created.json()["status"], "pending", "the create's own answer");
+    let waited = site.send(poll(&created.job_id()).with("prefer", "wait=1")).await;
+    assert_eq!((waited.header("preference-applied"), waited.status.as_u16()), ("wait", 200));
+    assert_ne!(waited.json()["status"], "completed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_leaves_a_held_answer_stops_nothing() {
+    let site = running(5);
+    let body = json!({"model": "m", "input": {"prompt": "x"}}).to_string();
+    let held = site.spawn(post("/v1/predictions", body).with("prefer", "wait=60"));
+    site.mock.wait_until(|stats| stats.creates_accepted == 1).await;
+    sleep(Duration::from_secs(1)).await;
+    held.abort();
+    site.mock.wait_until(|stats| stats.jobs_live_now == 0).await;
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(site.proxy.usage().jobs_live, 0, "its end was seen");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_upstream_says_instead_of_a_state_is_passed_on_and_the_job_kept() {
+    let mock = Options { run_time: RunTime::Fixed(Duration::from_secs(60)), ..Options::default() };
+    let site = Setup { mock, toml: "[jobs]\nhold = \"0s\"", ..Setup::default() }.memory();
+    let id = site.start_job().await;
+    let odd = Fault::Status { code: 401, headers: std::collections::BTreeMap::new(), execute: false };
+    site.mock.script([odd.on("GET", "/v1/predictions/").times(1)]);
+    site.mock.wait_until(|stats| stats.faults == 1).await;
+    sleep(Duration::from_millis(50)).await;
+    assert_eq!(site.send(poll(&id)).await.status, 401);
+    assert_eq!(site.proxy.usage().jobs_live, 1);
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(site.send(poll(&id)).await.json()["status"], "processing", "and after the next look");
+}
