@@ -291,8 +291,8 @@ async fn a_protocol_of_the_operator_s_own_is_followed() {
     assert_eq!(send("DELETE", "/v1/generations/g0".into()).await.status, StatusCode::NO_CONTENT);
     jobs(1).await;
     luma.set("g1", "dream completed");
-    assert_eq!(send("GET", "/v1/generations/g1".into()).await.json()["state"], "dream completed");
     jobs(0).await;
+    assert_eq!(send("GET", "/v1/generations/g1".into()).await.json()["state"], "dream completed");
     assert_eq!(send("GET", "/v1/other".into()).await.json()["detail"], "Not found");
     let seen = luma.seen.lock().expect("no panics").clone();
     assert!(seen.iter().all(|line| line.ends_with(&format!(" Key {KEY} 2024-11-06 -"))), "{seen:?}");

@@ -65,8 +65,7 @@ async fn a_slot_is_freed_by_end_failure_cancel_and_loss() {
 
     let failing = json!({"model": "m", "input": {"fail": true, "run_time_ms": 100}});
     let id = site.send(create_with(&failing)).await.job_id();
-    sleep(Duration::from_millis(100)).await;
-    assert_eq!(site.send(poll(&id)).await.json()["status"], "failed");
+    assert_eq!(site.send(poll(&id).with("prefer", "wait=9")).await.json()["status"], "failed");
     assert_eq!(live(&site), 0, "failed");
 
     site.start_job().await;
@@ -114,8 +113,8 @@ async fn a_job_that_nobody_polls_is_looked_at_in_growing_intervals() {
     setup.mock.run_time = RunTime::Fixed(Duration::from_secs(4));
     let site = setup.memory();
     site.start_job().await;
-    // Nothing is known of the model: after 1 s, 1.5 s and 2.25 s.
-    sleep(Duration::from_millis(4_700)).await;
+    // Nothing is known of the model: after a little more than 1 s, 1.5 s and 2.25 s.
+    sleep(Duration::from_millis(4_900)).await;
     assert_eq!((site.mock.stats().attempts, site.proxy.usage().jobs_live), (3, 1));
     sleep(Duration::from_millis(100)).await;
     assert_eq!((site.mock.stats().attempts, site.proxy.usage().jobs_live), (4, 0));

@@ -22,6 +22,8 @@ const KEEP: f64 = 0.97;
 const NARROW: f64 = 2.0;
 /// The median is doubtful while it is less well known than this many spreads.
 const DOUBTFUL: f64 = 1.5;
+/// Of a sample that tells nothing, more than this was expected.
+const CERTAIN: f64 = 0.8;
 /// Of a surprise nothing more than this was expected.
 const EXPECTED_LEAST: f64 = 0.02;
 /// What is kept of the past at a first surprise (an outlier?) and at another one right after it (a drift).
@@ -67,7 +69,8 @@ impl RunTimes {
             keep
         } else {
             self.surprises = 0;
-            KEEP
+            // What was all but certain tells nothing new: it must not make what is known fade.
+            if expected > CERTAIN { 1.0 } else { KEEP }
         };
         if self.beliefs.is_empty() {
             self.beliefs = SPREADS.iter().flat_map(|spread| std::iter::repeat_n(-spread * NARROW, BINS)).collect();

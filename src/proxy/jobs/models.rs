@@ -30,6 +30,8 @@ struct Model {
     times: RunTimes,
     /// Learned since it was last kept.
     fresh: bool,
+    /// When the probe is looked at.
+    probed: Option<Instant>,
     live: BTreeSet<(Instant, String)>,
 }
 
@@ -109,6 +111,18 @@ impl Models {
             let saved: Vec<(usize, f64)> = serde_json::from_slice(&data).unwrap_or_default();
             known.models.entry(name.into()).or_default().times = RunTimes::restore(&saved);
         }
+    }
+
+    /// The probe of a model is looked at then.
+    pub(crate) fn probe_at(&self, model: &str, due: Instant) {
+        if let Some(model) = self.lock().models.get_mut(model) {
+            model.probed = Some(due);
+        }
+    }
+
+    /// When there is news of a model of which nothing is known; `None` where something is.
+    pub(crate) fn news(&self, model: &str) -> Option<Instant> {
+        self.lock().models.get(model).filter(|model| model.times.is_empty())?.probed
     }
 
     /// Live jobs of a model, oldest first, as many as are worth planning anew.

@@ -11,6 +11,8 @@ use super::learn::RunTimes;
 
 /// Looks at a model of which nothing is known grow by this factor.
 pub(crate) const GROWTH: f64 = 1.5;
+/// Run times are round numbers more often than not: a look right at one would come just too early.
+const A_LITTLE_LATER: f64 = 1.04;
 /// Longest interval between two looks of which nothing better is known.
 pub(crate) const LONGEST: Duration = Duration::from_secs(10);
 /// The others of a model whose oldest job is the probe wait this long for its news.
@@ -96,7 +98,8 @@ pub(crate) fn next_look(times: &RunTimes, seen: Seen, prices: Prices) -> Duratio
     let over = seen.running_at;
     if times.is_empty() {
         let grown = seen.poll.mul_f64(GROWTH.powi(i32::try_from(seen.looks.min(30)).unwrap_or(30)));
-        return over + if seen.probe { grown.min(LONGEST) } else { WITHOUT_NEWS };
+        let grown = grown.min(LONGEST).mul_f64(A_LITTLE_LATER);
+        return over + if seen.probe { grown } else { WITHOUT_NEWS };
     }
     if times.beyond(over) < TAIL {
         // The end may come at any time: steps of √(2·look/unseen) cost least. The oldest job goes ahead.
@@ -155,12 +158,12 @@ mod tests {
     fn jobs_of_an_unknown_model_share_one_probe() {
         let times = RunTimes::default();
         let prices = free_plan(1.0, 2.5).prices();
-        assert_eq!(next_look(&times, fresh(true), prices), secs(1.0));
+        assert_eq!(next_look(&times, fresh(true), prices), secs(1.04));
         assert_eq!(next_look(&times, fresh(false), prices), WITHOUT_NEWS);
         let third = Seen { running_at: secs(2.5), looks: 2, ..fresh(true) };
-        assert_eq!(next_look(&times, third, prices), secs(4.75));
+        assert_eq!(next_look(&times, third, prices), secs(2.5 + 2.25 * 1.04));
         let late = Seen { looks: 99, ..third };
-        assert_eq!(next_look(&times, late, prices), secs(12.5));
+        assert_eq!(next_look(&times, late, prices), secs(2.5 + 10.4));
     }
 
     #[test]

@@ -64,8 +64,16 @@ impl Jobs {
             Patience::Wait(most) => begun + most,
             // Nothing was ever told about it: the first look is on its way.
             Patience::Hold(_) if told.is_none() => now + self.settings.hold.max(Duration::from_secs(1)),
-            Patience::Hold(most) if job.looking || job.due <= begun + most => begun + most,
-            Patience::Hold(_) => now,
+            Patience::Hold(most) => {
+                let soon = |at: Instant| at <= begun + most;
+                let near = match self.models.news(&job.model) {
+                    // What the probe of an unknown model finds tells of its siblings too; but who asks right at the start has a
+                    // sleep of its own before it, and would only be kept from asking again in time.
+                    Some(news) => soon(news) && now >= job.started + self.poll_of(&job.model),
+                    None => job.looking || soon(job.due),
+                };
+                if near { begun + most } else { now }
+            }
         };
         if until > now {
             let changed = job.changed.get_or_insert_with(|| Arc::new(watch::Sender::new(())));

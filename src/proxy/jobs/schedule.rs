@@ -111,13 +111,16 @@ impl Jobs {
         let poll = self.poll_of(&model);
         let prices = self.circumstances(owner.account, now).prices();
         let running_at = running.saturating_duration_since(started);
-        let age = self
-            .models
-            .with(&model, id, |times, probe| plan::next_look(times, Seen { running_at, looks, poll, probe }, prices));
+        let (age, probe) = self.models.with(&model, id, |times, probe| {
+            (plan::next_look(times, Seen { running_at, looks, poll, probe }, prices), probe)
+        });
         let closest = if looks > 0 { poll / CLOSEST } else { Duration::ZERO };
         // A job restored without an answer is looked at now: somebody may ask.
         let planned = if never_told { now } else { started + age };
         let due = planned.min(started + self.settings.max_age).max(now + closest.max(pause));
+        if probe {
+            self.models.probe_at(&model, due);
+        }
         if let Some(mut job) = self.table.get_mut(id) {
             job.due = due;
         }
@@ -139,7 +142,7 @@ impl Jobs {
         }
     }
 
-    fn poll_of(&self, model: &str) -> Duration {
+    pub(super) fn poll_of(&self, model: &str) -> Duration {
         let short = model.rsplit('/').next().unwrap_or_default();
         self.polls.get(model).or_else(|| self.polls.get(short)).copied().unwrap_or(DEFAULT_POLL)
     }
