@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use crate::forecast;
 use crate::metrics::Levels;
 use crate::protocol::Family;
 use crate::proxy::App;
@@ -86,11 +87,15 @@ impl Admin {
                 text(StatusCode::OK, "application/json", json!({"jobs": app.jobs.views()}).to_string())
             }
             ("/api/v1/usage", false) => text(StatusCode::OK, "application/json", app.credits.report().to_string()),
+            ("/api/v1/forecast", false) => match forecast::answer::answer(app, head.uri.query().unwrap_or_default()) {
+                Ok(forecast) => text(StatusCode::OK, "application/json", forecast.to_string()),
+                Err(reason) => text(StatusCode::BAD_REQUEST, "text/plain", format!("{reason}\n")),
+            },
             ("/api/v1/webhooks", false) => webhooks(app, head.uri.query() == Some("state=dead")).await,
             _ => text(
                 StatusCode::NOT_FOUND,
                 "text/plain",
-                "nothing here: /livez /readyz /metrics /api/v1/status /api/v1/jobs /api/v1/usage /api/v1/webhooks\n",
+                "nothing here: /livez /readyz /metrics /api/v1/status /api/v1/jobs /api/v1/usage /api/v1/forecast /api/v1/webhooks\n",
             ),
         }
     }

@@ -34,6 +34,8 @@ mod healthcheck;
 
 mod usage;
 
+mod forecast;
+
 mod explain;
 
 mod webhooks;
@@ -48,6 +50,8 @@ mod signals;
 mod glance;
 
 mod client;
+
+mod ask;
 
 /// A local rate-limiting reverse proxy for metered, asynchronous AI APIs.
 ///
@@ -108,6 +112,10 @@ enum Command {
     Webhooks(webhooks::WebhookArgs),
     /// Show the credits that a running proxy has used: budgets, today, the last 30 days
     Usage(usage::UsageArgs),
+    /// Tell when so many jobs, created from now on, would be done, what they cost and what holds them up
+    ///
+    /// Asks a running proxy, for the account that `--account` names. It knows the model's run time once it has seen a job of it end.
+    Forecast(forecast::ForecastArgs),
     /// Explain an error code of the proxy; without one, list them
     Explain {
         /// The `code` of the answer, like `queue_timeout`
@@ -176,6 +184,7 @@ impl Cli {
             Command::Healthcheck(args) => healthcheck::healthcheck(args, above).await,
             Command::Webhooks(args) => webhooks::webhooks(args, above).await,
             Command::Usage(args) => usage::usage(args, above).await,
+            Command::Forecast(args) => forecast::forecast(args, above).await,
             _ if !above.is_empty() => Err(Failure::wrong(
                 "--config, --account, --listen and --upstream before this command do nothing; see its own --help",
             )),

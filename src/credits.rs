@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::config::{self, Config, Price, Refund};
 use crate::ledger::{Error, Ledger};
@@ -77,6 +78,17 @@ pub(crate) enum Receipt {
     Reserved(Amount),
 }
 
+/// What a forecast needs to know.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Quote {
+    /// What one job costs.
+    pub(crate) each: Amount,
+    /// What is left of the account's day, and what a day has; `None`: it has no budget.
+    pub(crate) left: Option<Amount>,
+    pub(crate) limit: Option<Amount>,
+    pub(crate) renews_in: Duration,
+}
+
 impl Credits {
     /// With what the ledger knows. `clients` are their names; `key_of` is, by account, the first one with the same key.
     pub(crate) fn open(
@@ -137,8 +149,7 @@ impl Credits {
         model: Option<&str>,
         tokens: impl FnOnce() -> Option<u64>,
     ) -> Option<Box<Cost>> {
-        let meant = self.prices.iter().filter(|(name, _)| model.is_some_and(|model| means(name, model)));
-        let Some((name, price)) = meant.max_by_key(|(name, _)| name.len()) else {
+        let Some((name, price)) = model.and_then(|model| self.price_of(model)) else {
             if self.has_prices() {
                 self.metrics.unpriced(&self.accounts[account].0);
             }
@@ -151,6 +162,23 @@ impl Credits {
         let (of, scopes) = (&self.accounts[account].0, self.scopes(account, client));
         let key = Key { account: Arc::clone(of), client: Arc::clone(&self.clients[client].0), model: Arc::clone(name) };
         Some(Box::new(Cost { ask: Ask { key, amount, scopes }, rate }))
+    }
+
+    fn price_of(&self, model: &str) -> Option<&(Arc<str>, Price)> {
+        self.prices.iter().filter(|(name, _)| means(name, model)).max_by_key(|(name, _)| name.len())
+    }
+
+    /// What a job of this model costs, and what the account's budget has for it; `None` if it has no price.
+    pub(crate) fn quote(&self, account: usize, model: &str) -> Option<Quote> {
+        let each = match self.price_of(model)?.1 {
+            Price::Call(amount) => amount,
+            Price::ThousandTokens(rate) => rate.for_tokens(USUAL_TOKENS),
+        };
+        let limit = self.accounts[account].2;
+        let [(scope, _), _] = self.scopes(account, 0);
+        let state = self.today();
+        let left = limit.map(|limit| limit.less(state.book.used(&scope)));
+        Some(Quote { each, left, limit, renews_in: state.calendar.ends_in(&self.ledger.now()) })
     }
 
     fn scopes(&self, account: usize, client: usize) -> [(Scope, Option<Amount>); 2] {

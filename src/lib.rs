@@ -8,6 +8,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 mod credits;
+mod forecast;
 mod ledger;
 mod metrics;
 pub mod mock;

@@ -1,18 +1,13 @@
 //! `sluicegate usage`: the credits of a running proxy, asked of its admin port.
 
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use clap::Args;
-use http::{Method, StatusCode, Uri};
+use http::{StatusCode, Uri};
 use serde_json::Value;
 
-use crate::config::Flags;
+use super::{ConfigFlags, Failure, ask, say};
 
-use super::{ConfigFlags, Failure, base_url, client, glance, say, start};
-
-/// In all, whatever happens.
-const PATIENCE: Duration = Duration::from_secs(5);
 const TARGET: &str = "/api/v1/usage";
 
 /// Arguments of `usage`.
@@ -29,22 +24,7 @@ pub(super) struct UsageArgs {
 }
 
 pub(super) async fn usage(args: UsageArgs, above: ConfigFlags) -> Result<u8, Failure> {
-    let url = match args.url {
-        Some(url) => url,
-        None => configured(args.flags.or(above))?,
-    };
-    let (Some("http"), Some(authority)) = (url.scheme_str(), url.authority()) else {
-        return Err(Failure::failed(format_args!("{url} is not a URL like http://127.0.0.1:8788")));
-    };
-    let authority = match authority.port() {
-        Some(_) => authority.to_string(),
-        None => format!("{}:80", authority.host()),
-    };
-    let place = format!("http://{authority}{TARGET}");
-    let answer = tokio::time::timeout(PATIENCE, client::send(&authority, Method::GET, TARGET, None)).await;
-    let answer = answer
-        .map_err(|_| Failure::failed(format_args!("{place} does not answer within {} s", PATIENCE.as_secs())))?
-        .map_err(|error| Failure::failed(format_args!("{place} does not answer: {error}")))?;
+    let (place, answer) = ask::ask(args.url, args.flags.or(above), TARGET).await?;
     let report = serde_json::from_slice::<Value>(answer.body()).ok();
     let report = report.filter(|report| answer.status() == StatusCode::OK && report["today"].is_array());
     let Some(report) = report else {
@@ -52,18 +32,6 @@ pub(super) async fn usage(args: UsageArgs, above: ConfigFlags) -> Result<u8, Fai
     };
     say(if args.json { report.to_string() } else { table(&report).trim_end().to_owned() });
     Ok(0)
-}
-
-/// The admin port that the configuration names.
-fn configured(flags: Flags) -> Result<Uri, Failure> {
-    let glance = glance::glance(&start::sources(flags)?).map_err(Failure::failed)?;
-    let Some(address) = glance.admin else {
-        return Err(Failure::failed("admin.listen is off: nothing to ask; see --url"));
-    };
-    if address.port() == 0 {
-        return Err(Failure::failed("the configured port is 0, any free one: name it with --url"));
-    }
-    base_url(address).parse().map_err(Failure::failed)
 }
 
 /// For people: budgets, then what was used today and in 30 days.

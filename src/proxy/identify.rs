@@ -116,7 +116,7 @@ fn parameters(query: &str) -> impl Iterator<Item = (&str, Cow<'_, str>, &str)> {
     })
 }
 
-fn percent_decode(text: &str) -> Cow<'_, str> {
+pub(crate) fn percent_decode(text: &str) -> Cow<'_, str> {
     if !text.contains(['%', '+']) {
         return Cow::Borrowed(text);
     }

@@ -47,6 +47,9 @@ pub(crate) mod schedule;
 /// How it looks.
 pub(crate) mod look;
 
+/// What is expected of jobs, for a forecast.
+pub(crate) mod expect;
+
 /// Answers to those who ask about a job.
 pub(crate) mod poll;
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::config;
 use crate::state::ring::Ring;
 
-use super::quota::{Claim, Quota, Share, View, Wait};
+use super::quota::{Claim, Places, Quota, Share, View, Wait};
 
 use self::line::{Jobs, Line, Need, Shares, Ticket};
 
@@ -316,6 +316,12 @@ impl Account {
             creates_waiting: u32::try_from(book.line.wanting_slots()).unwrap_or(u32::MAX),
             quota_short: !book.line.is_empty() && book.quota.ready(now).is_err(),
         }
+    }
+
+    /// Attempts that are free now and when used ones come free again, for a forecast; `None` where the plan has no rate.
+    pub(crate) fn places(&self) -> Option<Places> {
+        let now = Instant::now();
+        self.book().quota.places(now)
     }
 
     /// What the admin port shows.

@@ -62,6 +62,20 @@ pub(crate) struct View {
     pub(crate) reset_in: Duration,
 }
 
+/// Free places now and to come, for a forecast. Times are from now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Places {
+    /// W: how long an attempt keeps its place.
+    pub(crate) window: Duration,
+    pub(crate) free: u32,
+    /// When used ones come free, and how many.
+    pub(crate) returns: Vec<(Duration, u32)>,
+    /// Least time between two attempts: zero unless they are paced.
+    pub(crate) gap: Duration,
+    /// How long a 429 keeps everyone waiting.
+    pub(crate) closed: Duration,
+}
+
 /// An attempt's claim: `probe` marks the one that may pass a gate closed by a 429.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
@@ -284,6 +298,25 @@ impl Quota {
             remaining,
             reset_in: next.saturating_duration_since(now),
         })
+    }
+
+    /// What a forecast builds on; `None` where the plan has no rate.
+    pub(crate) fn places(&mut self, now: Instant) -> Option<Places> {
+        let ceiling = self.ceiling(now);
+        let closed = match self.gate {
+            Gate::Closed(until) => until.saturating_duration_since(now),
+            Gate::Open | Gate::Probing(_) => Duration::ZERO,
+        };
+        let rate = self.rate.as_mut()?;
+        let mut free = rate.log.free(now);
+        let returns = rate.log.returns(now).into_iter();
+        let mut returns: Vec<_> = returns.map(|(at, count)| (at.saturating_duration_since(now), count)).collect();
+        if let Some(ceiling) = ceiling.filter(|ceiling| ceiling.left < free) {
+            returns.push((ceiling.until.saturating_duration_since(now), free - ceiling.left));
+            free = ceiling.left;
+        }
+        let gap = if rate.pace.is_some() { rate.plan.window / rate.plan.limit.get() } else { Duration::ZERO };
+        Some(Places { window: rate.plan.window, free, returns, gap, closed })
     }
 
     /// True where attempts are evenly spaced, by setting or since a 429.

@@ -5,7 +5,7 @@ use sluicegate::mock::{Options, RunTime};
 use std::time::Duration;
 
 use crate::support::client::{self, With};
-use crate::support::{KEY, Setup, create, get};
+use crate::support::{KEY, Setup, create, get, poll};
 
 #[tokio::test]
 async fn it_tells_health_limits_jobs_and_metrics_and_changes_nothing() {
@@ -55,5 +55,47 @@ async fn it_tells_health_limits_jobs_and_metrics_and_changes_nothing() {
     let posted = client::exchange(connect().await, client::post("/api/v1/status", "{}")).await;
     assert_eq!(posted.status, 405);
     assert_eq!(live.mock.stats().attempts, 1, "nothing of this went upstream");
+    assert!(live.stop().await);
+}
+
+#[tokio::test]
+async fn a_forecast_follows_from_what_was_learned_and_what_is_free() {
+    let setup = Setup {
+        mock: Options { run_time: RunTime::Fixed(Duration::from_millis(300)), ..Options::default() },
+        plan: "requests_per_minute = 60\nconcurrent_jobs = 5\ncredits_per_day = 10",
+        toml: "[models.\"flux-schnell\"]\ncredits = 1\npoll = \"100ms\"",
+        ..Setup::default()
+    };
+    let live = setup.loopback().await;
+    let ask = async |query: &str| live.admin(&format!("/api/v1/forecast?{query}")).await;
+    let guess = ask("model=flux-schnell&n=1").await.json();
+    assert_eq!((&guess["known"], &guess["run_time_secs"]["mean"]), (&json!(false), &json!(0.1)));
+    let unknown = ask("model=unheard-of&n=1").await.json();
+    assert_eq!((&unknown["known"], &unknown["done_in_secs"]), (&json!(false), &json!(null)));
+    assert_eq!((&unknown["credits"], &unknown["bottleneck"]), (&json!(null), &json!(null)));
+
+    let id = live.send(create()).await.job_id();
+    let ended = live.send(poll(&id).with("prefer", "wait=20")).await;
+    assert_eq!(ended.json()["status"], "completed");
+    let few = ask("model=flux-schnell&n=5&account=main").await.json();
+    assert_eq!((&few["known"], &few["account"], &few["n"]), (&json!(true), &json!("main"), &json!(5)));
+    let mean = few["run_time_secs"]["mean"].as_f64().expect("a number");
+    assert!((0.05..1.0).contains(&mean) && few["run_time_secs"]["p90"].as_f64() >= Some(mean), "{few}");
+    assert_eq!((&few["attempts"], &few["bottleneck"]), (&json!(10), &json!("run_time")));
+    assert!((few["done_in_secs"].as_f64().expect("a number") - mean).abs() < 0.01, "{few}");
+    let credits = &few["credits"];
+    assert_eq!((&credits["each"], &credits["total"], &credits["left"]), (&json!(1), &json!(5), &json!(9)));
+    assert_eq!(credits["enough"], true);
+    let many = ask("model=flux-schnell&n=40").await.json();
+    assert_eq!((&many["bottleneck"], &many["credits"]["enough"]), (&json!("credits"), &json!(false)));
+    assert!(many["done_at"].as_u64() > many["credits"]["reset_at"].as_u64(), "{many}");
+
+    for (query, reason) in
+        [("model=m&n=0", "from 1 to 10000"), ("n=1", "model is missing"), ("model=m&n=1&account=x", "no account \"x\"")]
+    {
+        let refused = ask(query).await;
+        assert_eq!(refused.status, 400, "{query}");
+        assert!(String::from_utf8_lossy(&refused.body).contains(reason), "{query}");
+    }
     assert!(live.stop().await);
 }

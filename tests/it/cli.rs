@@ -170,7 +170,7 @@ async fn help_names_every_command_and_no_more() {
         .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    let expected = "run check init demo mock env exec healthcheck webhooks usage explain completions help";
+    let expected = "run check init demo mock env exec healthcheck webhooks usage forecast explain completions help";
     assert_eq!(names.join(" "), expected);
     for flag in ["--config <FILE>", "--account <NAME>", "--listen <ADDR>", "--upstream <URL>"] {
         assert!(help.out.contains(flag), "{flag}\n{}", help.out);
@@ -472,6 +472,17 @@ async fn usage_asks_the_running_proxy() {
     assert!(shown.out.contains("budgets renew in") && shown.out.contains("account"), "{}", shown.out);
     let json = scratch.run(&["usage", "--json", "--url", &url]).await;
     assert!(json.out.contains("\"last_30_days\":[]"), "{}", json.out);
+
+    let forecast = scratch.run(&["forecast", "--model", "new one", "-n", "3", "--url", &url]).await;
+    assert_eq!(forecast.code, Some(0), "{}", forecast.err);
+    assert!(forecast.out.starts_with("3 jobs of new one on"), "{}", forecast.out);
+    let json = scratch.run(&["forecast", "--model", "new one", "-n", "3", "--json", "--url", &url]).await;
+    assert!(json.out.contains("\"known\":false"), "{}", json.out);
+    let nobody = ["forecast", "--model", "m", "-n", "3", "--account", "nobody", "--url", &url];
+    let nobody = scratch.run(&nobody).await;
+    assert_eq!(nobody.code, Some(1));
+    assert!(nobody.err.contains("there is no account \"nobody\""), "{}", nobody.err);
+    assert_eq!(scratch.run(&["forecast", "--model", "m", "-n", "0", "--url", &url]).await.code, Some(2));
 }
 
 #[tokio::test]

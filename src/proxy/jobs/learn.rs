@@ -161,6 +161,18 @@ impl RunTimes {
             .map(|(bin, _)| Duration::from_secs_f64(edge(bin + 1)))
     }
 
+    /// The mean run time of the jobs that run shortest, all but a few: with few samples, hours are thought possible.
+    pub(crate) fn mean(&self) -> Option<Duration> {
+        const MOST: f64 = 0.95;
+        let (mut sum, mut below) = (0.0, 0.0);
+        for (bin, weight) in self.bins.iter().enumerate() {
+            let counted = weight.min(MOST - below).max(0.0);
+            sum += counted * middle(bin);
+            below += counted;
+        }
+        (below > 0.0).then(|| Duration::from_secs_f64(sum / below))
+    }
+
     /// Share of all jobs that run longer than `over`.
     pub(crate) fn beyond(&self, over: Duration) -> f64 {
         let total: f64 = self.bins.iter().sum();
@@ -293,6 +305,18 @@ mod tests {
     fn about(found: Option<Duration>, expected: f64) {
         let found = found.expect("known").as_secs_f64();
         assert!((found / expected).ln().abs() < 0.06, "{found} is not about {expected}");
+    }
+
+    #[test]
+    fn the_mean_is_no_prey_to_what_is_barely_possible() {
+        let mut times = RunTimes::default();
+        assert_eq!(times.mean(), None);
+        times.learn(secs(2.4), secs(2.6));
+        let mean = times.mean().expect("learned").as_secs_f64();
+        assert!((2.2..2.9).contains(&mean), "{mean}");
+        (0..20).for_each(|_| times.learn(secs(2.45), secs(2.55)));
+        let mean = times.mean().expect("learned").as_secs_f64();
+        assert!((2.45..2.55).contains(&mean), "{mean}");
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::proxy::rules::means;
+
 use super::learn::RunTimes;
 
 /// Jobs of a model that are planned anew when one has ended. The others follow when their time comes.
@@ -139,6 +141,18 @@ impl Models {
             Some(model) => ask(&model.times, model.live.first().is_some_and(|(_, first)| first == id)),
             None => ask(&RunTimes::default(), true),
         }
+    }
+
+    /// What is known of a model, by its name or by the last segments of it; `None` where nothing was learned.
+    pub(crate) fn learned<T>(&self, model: &str, ask: impl FnOnce(&RunTimes) -> T) -> Option<T> {
+        let known = self.lock();
+        let learned = |model: &&Model| !model.times.is_empty();
+        let by_name = known.models.get(model).filter(learned);
+        let meant = || {
+            let like = known.models.iter().filter(|(name, known)| learned(known) && means(model, name));
+            like.min_by_key(|(name, _)| *name).map(|(_, known)| known)
+        };
+        by_name.or_else(meant).map(|known| ask(&known.times))
     }
 
     /// How this account works of late; `window` bounds what is late.

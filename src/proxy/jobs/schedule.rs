@@ -143,7 +143,12 @@ impl Jobs {
     }
 
     pub(super) fn poll_of(&self, model: &str) -> Duration {
+        self.configured_poll(model).unwrap_or(DEFAULT_POLL)
+    }
+
+    /// `models.NAME.poll`, where the configuration names the model.
+    pub(crate) fn configured_poll(&self, model: &str) -> Option<Duration> {
         let short = model.rsplit('/').next().unwrap_or_default();
-        self.polls.get(model).or_else(|| self.polls.get(short)).copied().unwrap_or(DEFAULT_POLL)
+        self.polls.get(model).or_else(|| self.polls.get(short)).copied()
     }
 }

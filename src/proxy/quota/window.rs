@@ -89,6 +89,24 @@ impl WindowLog {
         }
     }
 
+    /// When places come free and how many, as far as is known now: what is under way counts as answered at once. `free` and these are L.
+    pub(crate) fn returns(&mut self, now: Instant) -> Vec<(Instant, u32)> {
+        self.advance(now);
+        let under_way = self.reserved + self.open;
+        let mut over = (under_way + self.leaving_count).saturating_sub(self.limit);
+        let all = self.leaving.iter().copied().chain((under_way > 0).then_some((now + self.window, under_way)));
+        let mut returns = Vec::new();
+        for (at, count) in all {
+            // More than the plan may be occupied: the first to leave free nothing.
+            let none = over.min(count);
+            over -= none;
+            if count > none {
+                returns.push((at, count - none));
+            }
+        }
+        returns
+    }
+
     /// True when every occupied place was really sent, so that no grant given back can free one early.
     pub(crate) fn proven(&self) -> bool {
         self.reserved == 0
