@@ -224,8 +224,9 @@ async fn a_full_disk_refuses_creates_and_nothing_else() {
     let mut log = String::new();
     child.stderr.take().expect("piped").read_to_string(&mut log).await.expect("text");
     // Once a bad spell: a small write may still fit in between.
-    let spells = log.matches("the ledger can be written again").count() + 1;
-    assert_eq!(log.matches("the ledger cannot be used").count(), spells, "{log}");
+    let (bad, good) = ("the ledger cannot be used", "the ledger can be written again");
+    let (bad, good) = (log.matches(bad).count(), log.matches(good).count());
+    assert!((1..=5).contains(&bad) && (good..=good + 1).contains(&bad), "{log}");
 }
 
 /// A directory with a configuration and state.
