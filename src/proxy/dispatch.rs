@@ -151,7 +151,9 @@ impl Outgoing {
                 (Some(charge), job)
             }
             (None, Some(id), Class::Poll) => {
-                app.jobs.saw_status(id, owner, told, asked);
+                if reply.body.whole().is_some() {
+                    app.jobs.saw_status(id, owner, told, asked);
+                }
                 (None, None)
             }
             (None, Some(id), Class::Cancel) => {

@@ -110,9 +110,15 @@ struct Job {
     running: Instant,
     /// Looks so far.
     looks: u32,
+    /// Looks in a row that told nothing of its state.
+    vain: u32,
     /// When it is looked at next.
     due: Instant,
+    /// Its entry among what is due; entries at other times are of earlier plans.
+    entry: Option<Instant>,
     looking: bool,
+    /// False where the job was first seen when it ran already: its end teaches nothing.
+    seen_start: bool,
     /// The last answer about it; the first is its create's.
     told: Option<Arc<Told>>,
     /// An answer that was no state of the job (401, 403, 5xx), until the next that is.
@@ -207,10 +213,10 @@ impl Jobs {
             let owner = owner(&job.origin);
             // A clock that was set during a reboot must not end it before it was looked at for a while.
             let age = job.at.age(&moment).at_most_if_guessed(self.settings.max_age / 2);
-            let started = now.checked_sub(age).unwrap_or(now);
+            let (started, seen_start) = now.checked_sub(age).map_or((now, false), |started| (started, true));
             let slot = self.queues[owner.account].adopt(owner.client);
             let restored = Job::new(owner, job.number, job.origin.model.into(), slot, "unknown".into(), None);
-            self.insert(&job.id, Job { started, running: started, ..restored });
+            self.insert(&job.id, Job { started, seen_start, running: started, ..restored });
         }
         for create in known.uncertain {
             let owner = owner(&create.origin);
@@ -269,7 +275,10 @@ impl Jobs {
     pub(crate) fn look_again(&self, id: &str, owner: Owner) {
         if self.table.get(id).is_none_or(|job| job.slot.is_none()) {
             let slot = self.queues[owner.account].adopt(owner.client);
-            self.insert(id, Job::new(owner, 0, "unknown".into(), slot, "unknown".into(), None));
+            let known = self.table.get(id).map(|job| (job.number, Arc::clone(&job.model)));
+            let (number, model) = known.unwrap_or_else(|| (0, "unknown".into()));
+            let again = Job::new(owner, number, model, slot, "unknown".into(), None);
+            self.insert(id, Job { seen_start: false, ..again });
         }
     }
 
@@ -290,7 +299,7 @@ impl Jobs {
         }
         if !told.status.is_success() {
             let lasting = told.status.is_client_error() && !matches!(told.status.as_u16(), 408 | 429);
-            if let Some(mut job) = self.table.get_mut(id).filter(|_| lasting) {
+            if let Some(mut job) = self.table.get_mut(id).filter(|job| lasting && job.slot.is_some()) {
                 job.trouble = Some(Arc::new(told));
                 job.ring();
             }
@@ -312,11 +321,11 @@ impl Jobs {
 
     /// A 2xx that is not about this job: passed on as it is, and the job is kept.
     fn keep_odd(&self, id: &str, told: Told) {
-        let Some(mut job) = self.table.get_mut(id) else { return };
+        let Some(mut job) = self.table.get_mut(id).filter(|job| job.slot.is_some()) else { return };
         if !std::mem::replace(&mut job.warned, true) {
             tracing::warn!(job = id, "a status answer is not about this job: passed on, the job is kept");
         }
-        job.told = Some(Arc::new(told));
+        (job.told, job.trouble) = (Some(Arc::new(told)), None);
         job.ring();
     }
 
@@ -326,6 +335,7 @@ impl Jobs {
                 return; // It no longer counts: it was older than `jobs.max_age`.
             }
             job.running = job.running.max(asked);
+            job.vain = 0;
             (job.told, job.trouble) = (Some(Arc::new(told)), None);
             if let Some(status) = status {
                 job.status = status;
@@ -337,7 +347,8 @@ impl Jobs {
         let Some(status) = status else { return };
         let (slot, number) = (self.queues[owner.account].adopt(owner.client), self.ledger.number());
         self.ledger.seen(number, id, self.origin(owner, "unknown"));
-        self.insert(id, Job::new(owner, number, "unknown".into(), slot, status, Some(told)));
+        let running = Job::new(owner, number, "unknown".into(), slot, status, Some(told));
+        self.insert(id, Job { seen_start: false, ..running });
     }
 
     /// An answer to a cancel request.
@@ -354,17 +365,20 @@ impl Jobs {
 
     fn insert(&self, id: &str, job: Job) {
         let (model, started) = (Arc::clone(&job.model), job.started);
-        let doubled = match self.table.entry(id.to_owned()) {
+        let (replaced, is_new) = match self.table.entry(id.to_owned()) {
             // The same id again: it is one job, and the slot it holds is enough.
-            Entry::Occupied(known) if known.get().slot.is_some() => Some(job),
-            Entry::Occupied(mut ended) => Some(ended.insert(job)),
+            Entry::Occupied(known) if known.get().slot.is_some() => (Some(job), false),
+            Entry::Occupied(mut ended) => (Some(ended.insert(job)), true),
             Entry::Vacant(free) => {
                 free.insert(job);
-                None
+                (None, true)
             }
         };
         // Dropped here, when the table's shard is free again: a slot's drop may wake others.
-        drop(doubled);
+        drop(replaced);
+        if !is_new {
+            return;
+        }
         self.models.started(&model, started, id);
         self.plan(id, Duration::ZERO);
     }
@@ -387,7 +401,7 @@ impl Jobs {
         job.trouble = None;
         let changed = job.changed.take();
         let (slot, owner, number, model) = (job.slot.take(), job.owner, job.number, Arc::clone(&job.model));
-        let (started, running) = (job.started, job.running);
+        let (started, running, seen) = (job.started, job.running, seen && job.seen_start);
         drop(job);
         if let Some(changed) = changed {
             changed.send_replace(());
@@ -502,8 +516,11 @@ impl Job {
             status,
             running: now,
             looks: 0,
+            vain: 0,
             due: now,
+            entry: None,
             looking: false,
+            seen_start: true,
             told: None,
             trouble: None,
             warned: false,

@@ -23,7 +23,7 @@ impl App {
         let wait = wait::offered(headers);
         let patience = wait.map_or(Patience::Hold(self.hold), |wait| Patience::Wait(wait.min(self.max_wait)));
         let begun = Instant::now();
-        let answer = self.jobs.ask(id, patience).await?;
+        let answer = self.jobs.ask(id, patience, &self.drain).await?;
         let (mut head, ()) = Response::new(()).into_parts();
         head.status = answer.told.status;
         describe(&mut head.headers, &answer);
@@ -41,7 +41,7 @@ impl App {
             return created;
         };
         // When the time is over first, the create's own answer stands: SDKs take a later state for the end.
-        if let Some(answer) = self.jobs.ask(id, Patience::Wait(wait.min(self.max_wait))).await
+        if let Some(answer) = self.jobs.ask(id, Patience::Wait(wait.min(self.max_wait)), &self.drain).await
             && answer.next_in.is_none()
             && answer.told.status.is_success()
         {

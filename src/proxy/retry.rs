@@ -35,7 +35,7 @@ mod policy;
 mod budget;
 
 /// Answers that are read before they are passed on may be this long; longer ones stream on unread.
-pub(crate) const OBSERVED_BYTES: usize = 8 << 20;
+pub(crate) const OBSERVED_BYTES: usize = 16 << 20;
 /// What is kept of an answer that will be tried again.
 const KEPT_BYTES: usize = 64 * 1024;
 /// A connection that fails before anything is written is replaced this often without counting as an attempt.

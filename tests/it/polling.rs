@@ -135,3 +135,37 @@ async fn what_the_upstream_says_instead_of_a_state_is_passed_on_and_the_job_kept
     sleep(Duration::from_secs(3)).await;
     assert_eq!(site.send(poll(&id)).await.json()["status"], "processing", "and after the next look");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_job_whose_state_is_never_told_is_asked_for_ever_more_rarely() {
+    for code in [401, 500] {
+        let site = running(3600);
+        site.start_job().await;
+        let odd = Fault::Status { code, headers: std::collections::BTreeMap::new(), execute: false };
+        site.mock.script([odd.on("GET", "/v1/predictions/").times(10_000)]);
+        sleep(Duration::from_secs(60)).await;
+        let looks = polls_upstream(&site);
+        // A look that is answered 500 is tried four times.
+        assert!((5..=if code == 500 { 40 } else { 12 }).contains(&looks), "{looks} after {code}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_of_a_job_that_nothing_is_known_of_does_not_wait_for_ever() {
+    let mock = Arc::new(sluicegate::mock::Mock::in_memory(Options {
+        run_time: RunTime::Fixed(Duration::from_secs(3600)),
+        keys: vec![crate::support::KEY.to_owned()],
+        ..Options::default()
+    }));
+    let state = Setup { toml: "[state]\npath = \"state\"", ..Setup::default() };
+    let site = state.proxy_to(Arc::clone(&mock), crate::support::config::Scratch::new());
+    let id = site.start_job().await;
+    let Site { proxy, scratch, .. } = site;
+    drop(proxy);
+    let down = Fault::Status { code: 401, headers: std::collections::BTreeMap::new(), execute: false };
+    mock.script([down.on("GET", "/v1/predictions/").times(10_000)]);
+    let site = Setup { toml: "[state]\npath = \"state\"", ..Setup::default() }.proxy_to(mock, scratch);
+    let begun = Instant::now();
+    assert_eq!(site.send(poll(&id)).await.status, 401);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}

@@ -56,8 +56,11 @@ impl Look for Looker {
         let asked = Instant::now();
         match sending.send(turn.permit, turn.seq).await {
             Ok(reply) => {
-                let whole = reply.body.whole().cloned().unwrap_or_default();
-                app.jobs.saw_status(&id, owner, Told::new(reply.head.status, &reply.head.headers, &whole), asked);
+                if let Some(whole) = reply.body.whole() {
+                    app.jobs.saw_status(&id, owner, Told::new(reply.head.status, &reply.head.headers, whole), asked);
+                } else {
+                    tracing::warn!(job = id, "a status answer is too long to be read: callers get the last state");
+                }
             }
             Err(Unanswered { rejection: error, .. }) => tracing::debug!(job = id, %error, "a look at a job failed"),
         }

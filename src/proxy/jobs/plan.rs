@@ -80,6 +80,11 @@ impl Circumstances {
     }
 }
 
+/// An interval that has grown so many times.
+pub(crate) fn grown(poll: Duration, times: u32) -> Duration {
+    poll.mul_f64(GROWTH.powi(i32::try_from(times.min(30)).unwrap_or(30))).min(LONGEST)
+}
+
 /// What is known of one job.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Seen {
@@ -97,8 +102,7 @@ pub(crate) struct Seen {
 pub(crate) fn next_look(times: &RunTimes, seen: Seen, prices: Prices) -> Duration {
     let over = seen.running_at;
     if times.is_empty() {
-        let grown = seen.poll.mul_f64(GROWTH.powi(i32::try_from(seen.looks.min(30)).unwrap_or(30)));
-        let grown = grown.min(LONGEST).mul_f64(A_LITTLE_LATER);
+        let grown = grown(seen.poll, seen.looks).mul_f64(A_LITTLE_LATER);
         return over + if seen.probe { grown } else { WITHOUT_NEWS };
     }
     if times.beyond(over) < TAIL {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{Jobs, Told};
 
@@ -40,15 +41,17 @@ enum Now {
 
 impl Jobs {
     /// What is to be told of a job that is known here; `None` where only the upstream can tell.
-    pub(crate) async fn ask(&self, id: &str, patience: Patience) -> Option<Answer> {
+    pub(crate) async fn ask(&self, id: &str, patience: Patience, drain: &CancellationToken) -> Option<Answer> {
         let begun = Instant::now();
         loop {
+            // The end of the drain would cut who still waits: better the last state.
+            let patience = if drain.is_cancelled() { Patience::Wait(Duration::ZERO) } else { patience };
             match self.now(id, patience, begun) {
                 Now::Told(answer) => return Some(answer),
                 Now::Ask => return None,
                 Now::Wait(mut changed, until) => {
                     // An error means that the job has ended: the sender is gone.
-                    let _ = tokio::time::timeout_at(until, changed.changed()).await;
+                    let _ = tokio::time::timeout_at(until, drain.run_until_cancelled(changed.changed())).await;
                 }
             }
         }
@@ -63,7 +66,7 @@ impl Jobs {
             _ if ended => now,
             Patience::Wait(most) => begun + most,
             // Nothing was ever told about it: the first look is on its way.
-            Patience::Hold(_) if told.is_none() => now + self.settings.hold.max(Duration::from_secs(1)),
+            Patience::Hold(most) if told.is_none() => begun + most.max(Duration::from_secs(1)),
             Patience::Hold(most) => {
                 let soon = |at: Instant| at <= begun + most;
                 let near = match self.models.news(&job.model) {

@@ -49,11 +49,10 @@ impl Jobs {
         let now = Instant::now();
         loop {
             let mut heap = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-            let Some(Reverse((at, _))) = heap.peek() else { return };
-            if *at > now {
+            if heap.peek().is_none_or(|Reverse((at, _))| *at > now) {
                 return;
             }
-            let Some(Reverse((_, due))) = heap.pop() else { return };
+            let Some(Reverse((at, due))) = heap.pop() else { return };
             drop(heap);
             match due {
                 Due::Certain(n) => self.release(n),
@@ -62,7 +61,7 @@ impl Jobs {
                     self.save_learned();
                     self.schedule(now + SAVED_EVERY, Due::Save);
                 }
-                Due::Look(id) => self.look(id, look, tasks, now),
+                Due::Look(id) => self.look(id, at, look, tasks),
             }
         }
     }
@@ -77,27 +76,40 @@ impl Jobs {
         }
     }
 
-    fn look<L: Look>(self: &Arc<Self>, id: String, look: &Arc<L>, tasks: &TaskTracker, now: Instant) {
+    fn look<L: Look>(self: &Arc<Self>, id: String, at: Instant, look: &Arc<L>, tasks: &TaskTracker) {
         let Some(mut job) = self.table.get_mut(&id) else { return };
-        // Planned anew meanwhile: that plan has an entry of its own.
-        if job.slot.is_none() || job.looking || job.due > now {
+        if job.entry != Some(at) || job.slot.is_none() || job.looking {
             return;
         }
-        job.looking = true;
+        let now = Instant::now();
+        if job.due > now {
+            // Planned for later meanwhile.
+            let due = job.due;
+            job.entry = Some(due);
+            drop(job);
+            return self.schedule(due, Due::Look(id));
+        }
+        (job.looking, job.entry) = (true, None);
+        job.vain = job.vain.saturating_add(1);
         let (owner, last) = (job.owner, now >= job.started + self.settings.max_age);
         drop(job);
-        let (jobs, look) = (Arc::clone(self), Arc::clone(look));
+        let (looking, look) = (Looking { jobs: Arc::clone(self), id }, Arc::clone(look));
         tasks.spawn(async move {
-            let looked = look.look(id.clone(), owner).await;
+            let looked = look.look(looking.id.clone(), owner).await;
             if last && looked {
-                return jobs.end(&id, End::Expired, "expired", None, false);
+                looking.jobs.end(&looking.id, End::Expired, "expired", None, false);
             }
-            if let Some(mut job) = jobs.table.get_mut(&id) {
-                job.looking = false;
-                job.looks = job.looks.saturating_add(1);
-            }
-            jobs.plan(&id, if looked { Duration::ZERO } else { DEFAULT_POLL });
         });
+    }
+
+    fn looked(&self, id: &str) {
+        let Some(mut job) = self.table.get_mut(id) else { return };
+        job.looking = false;
+        job.looks = job.looks.saturating_add(1);
+        let (vain, poll) = (job.vain, self.poll_of(&job.model));
+        drop(job);
+        // What does not tell its state is asked ever more rarely.
+        self.plan(id, if vain > 0 { plan::grown(poll, vain) } else { Duration::ZERO });
     }
 
     /// Decides when this job is looked at next, not before `pause` from now.
@@ -121,10 +133,17 @@ impl Jobs {
         if probe {
             self.models.probe_at(&model, due);
         }
-        if let Some(mut job) = self.table.get_mut(id) {
-            job.due = due;
+        let Some(mut job) = self.table.get_mut(id) else { return };
+        job.due = due;
+        // An entry that comes too early finds the later plan; one that comes too late needs another before it.
+        let early_enough = job.entry.is_some_and(|entry| entry <= due);
+        if !early_enough {
+            job.entry = Some(due);
         }
-        self.schedule(due, Due::Look(id.to_owned()));
+        drop(job);
+        if !early_enough {
+            self.schedule(due, Due::Look(id.to_owned()));
+        }
     }
 
     /// The state of an account, as far as looks depend on it.
@@ -150,5 +169,17 @@ impl Jobs {
     pub(crate) fn configured_poll(&self, model: &str) -> Option<Duration> {
         let short = model.rsplit('/').next().unwrap_or_default();
         self.polls.get(model).or_else(|| self.polls.get(short)).copied()
+    }
+}
+
+/// A look under way. Its end, whatever it is, plans the next.
+struct Looking {
+    jobs: Arc<Jobs>,
+    id: String,
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.jobs.looked(&self.id);
     }
 }
