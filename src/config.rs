@@ -324,7 +324,7 @@ pub struct Jobs {
 pub struct Model {
     /// The name that creates use.
     pub name: String,
-    /// First interval of the proxy's own looks at a job of this model that nobody polls.
+    /// First interval of the proxy's looks at a job of this model, until its run times are learned.
     pub poll: Duration,
     /// What a call costs; `None`: nothing.
     pub price: Option<Price>,
