@@ -226,9 +226,9 @@ fn build_app(
         clients.names().to_vec(),
     );
     let observer = Arc::clone(&hooks);
-    jobs.observe(Box::new(move |ended| observer.ended(ended)));
+    jobs.observe(Box::new(move |event| observer.saw(event)));
     let book = Arc::clone(&credits);
-    jobs.observe(Box::new(move |ended| book.job_ended(ended)));
+    jobs.observe(Box::new(move |event| book.saw(event)));
     let jobs = Arc::new(jobs);
     jobs.restore(known).map_err(|error| StartError::State(io::Error::other(error)))?;
     let account_of = if config.clients.is_empty() {

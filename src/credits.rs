@@ -11,7 +11,7 @@ use crate::config::{self, Config, Price, Refund};
 use crate::ledger::{Error, Ledger};
 use crate::metrics::credits::Metrics;
 use crate::protocol::End;
-use crate::proxy::jobs::Ended;
+use crate::proxy::jobs::{Ended, Event};
 use crate::proxy::rejection::Rejection;
 use crate::proxy::rules::means;
 
@@ -193,23 +193,24 @@ impl Credits {
         state.book.check(&cost.ask).map_err(|short| self.exhausted(short, &state))
     }
 
-    /// Takes the cost out of today's budgets, on disk too; that of a create is on disk once its intent is, which is given after it.
+    /// Takes the cost out of today's budgets, on disk too; that of a create, by its number, is on disk once its intent is, which is given
+    /// after it.
     pub(crate) async fn reserve(
         self: &Arc<Self>,
         cost: Option<Box<Cost>>,
-        create: bool,
+        create: Option<u64>,
     ) -> Result<Option<Box<Hold>>, Rejection> {
         let Some(cost) = cost else { return Ok(None) };
         // Relaxed: nothing else hangs on the order of ids.
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let made = {
             let mut state = self.today();
-            let made = state.book.reserve(id, &cost.ask);
+            let made = state.book.reserve(id, create, &cost.ask);
             made.map_err(|short| self.exhausted(short, &state))?
         };
         // From here on dropping it gives the reservation back.
         let hold = Box::new(Hold::new(Arc::clone(self), id, cost.ask.amount, cost.rate));
-        if create {
+        if create.is_some() {
             self.ledger.post_credits(made);
         } else if let Err(error) = Box::pin(self.ledger.keep_credits(made)).await {
             tracing::error!(%error, "a priced call is refused, as its reservation cannot be kept");
@@ -218,23 +219,29 @@ impl Credits {
         Ok(Some(hold))
     }
 
-    fn is_of(&self, id: u64, number: u64) {
-        let mut state = self.today();
-        state.book.is_of(id, number);
-        self.ledger.credits_of_create(id, number);
-    }
-
     fn settle(&self, id: u64, settle: Settle) {
         let mut state = self.today();
         let moves = state.book.settle(id, settle);
         self.post(&state, moves);
     }
 
-    /// A job has ended: refunds it where that is configured, and counts its tokens where these decide.
-    pub(crate) fn job_ended(&self, ended: &Ended) {
+    /// What the job table saw of a create that was charged.
+    pub(crate) fn saw(&self, event: Event<'_>) {
         if !self.has_prices() {
             return;
         }
+        let (change, number): (fn(&mut Book, u64) -> Option<Move>, u64) = match event {
+            Event::Ended(ended) => return self.job_ended(ended),
+            Event::TurnedUp(number) => (Book::known, number),
+            Event::NoEnd(number) => (Book::stands, number),
+        };
+        let mut state = self.today();
+        let made = change(&mut state.book, number);
+        self.post(&state, made);
+    }
+
+    /// A job has ended: refunds it where that is configured, and counts its tokens where these decide.
+    fn job_ended(&self, ended: &Ended) {
         let refund = match ended.end {
             End::Succeeded => None,
             End::Failed => Some(Refund::Failed),

@@ -200,6 +200,15 @@ impl Protocol {
         })
     }
 
+    /// The model of a job that this status request asks about, where models are made of paths.
+    pub(crate) fn model_in(&self, path: &str) -> Option<String> {
+        let rule = self.rules.iter().find(|rule| rule.does == Does::Status && rule.path.matches(path))?;
+        self.models.iter().find_map(|source| match source {
+            Model::Path(form) => form.fill(|name| rule.path.group(path, name)),
+            Model::Body(_) => None,
+        })
+    }
+
     /// Reads an answer about a job; `None` where the body is not one.
     pub(crate) fn read(&self, body: &[u8]) -> Option<JobAnswer> {
         let outer = Members::of(body)?;
@@ -384,6 +393,9 @@ mod tests {
             assert_eq!(protocol.status_request("r1", model), Some(request));
         }
         assert_eq!(protocol.status_request("r1", "unknown"), None);
+        assert_eq!(protocol.model_in("/fal-ai/flux/requests/r1/status").as_deref(), Some("fal-ai/flux"));
+        assert_eq!(protocol.model_in("/fal-ai/flux/requests/r1"), None);
+        assert_eq!(replicate().model_in("/v1/predictions/r1"), None);
         assert_eq!(protocol.meaning(&Method::GET, "/fal-ai/flux/requests/r1"), Meaning::About("r1"));
         assert_eq!(protocol.meaning(&Method::PUT, "/fal-ai/flux/requests/r1/cancel"), Meaning::Cancel("r1"));
     }

@@ -26,7 +26,7 @@ use crate::metrics::WebhookMetrics;
 use crate::protocol::{Create, End, Protocol};
 use crate::proxy::App;
 use crate::proxy::dispatch::Outgoing;
-use crate::proxy::jobs::{Ended, Owner, may_have_been_done};
+use crate::proxy::jobs::{Event, Owner, may_have_been_done};
 use crate::proxy::rejection::Rejection;
 
 use self::event::Events;
@@ -180,7 +180,8 @@ impl Webhooks {
         *body = new;
         let Events { completed, failed } = asked.events;
         let (account, client, target) = (account.to_owned(), client.to_owned(), asked.url.trim().to_owned());
-        let owed = Owed { token, account, client, target, completed, failed };
+        let number = Some(self.ledger.number());
+        let owed = Owed { number, token, account, client, target, completed, failed };
         Ok(Some(Intent { hooks: Arc::clone(self), owed, id: None }))
     }
 
@@ -195,8 +196,10 @@ impl Webhooks {
     }
 
     /// A job has ended: what is owed for it is due. The first sight counts.
-    pub(crate) fn ended(&self, ended: &Ended) {
-        self.end(&ended.id, ended.end, ended.answer.as_ref());
+    pub(crate) fn saw(&self, event: Event<'_>) {
+        if let Event::Ended(ended) = event {
+            self.end(&ended.id, ended.end, ended.answer.as_ref());
+        }
     }
 
     fn end(&self, job: &str, end: End, answer: Option<&Bytes>) {
@@ -300,6 +303,11 @@ pub(crate) struct Intent {
 }
 
 impl Intent {
+    /// What the create is called for ever.
+    pub(crate) fn number(&self) -> Option<u64> {
+        self.owed.number
+    }
+
     /// Writes down what will be owed. A create is not sent before.
     pub(crate) async fn keep(&mut self) -> Result<(), Rejection> {
         match self.hooks.ledger.owe(self.owed.clone()).await {

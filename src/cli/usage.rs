@@ -45,7 +45,7 @@ fn table(report: &Value) -> String {
     if clients {
         rows(&mut text, "client", &report["clients"], &["name", "used", "limit", "remaining"]);
     }
-    let columns = ["account", "client", "model", "calls", "tokens", "charged", "reserved", "refunded"];
+    let columns = ["account", "client", "model", "calls", "tokens", "charged", "unknown", "reserved", "refunded"];
     for (title, list) in [("today", &report["today"]), ("last 30 days", &report["last_30_days"])] {
         if list.as_array().is_some_and(|list| !list.is_empty()) {
             let _ = writeln!(text, "{title}");
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn usage_is_shown_in_columns() {
         let line = json!({"account": "main", "client": "web", "model": "flux", "calls": 2, "tokens": 0,
-            "charged": 2, "reserved": 0.5, "refunded": 0});
+            "charged": 2, "unknown": 1, "reserved": 0.5, "refunded": 0});
         let report = json!({"day": "2026-11-24", "utc_offset": "+00:00", "resets_in_secs": 7_500,
             "accounts": [{"name": "main", "used": 2.5, "limit": 50, "remaining": 47.5}],
             "clients": [{"name": "web", "used": 2.5, "limit": null, "remaining": null}],
@@ -96,8 +96,8 @@ account  used  limit  remaining
 main     2.5   50     47.5
 
 today
-account  client  model  calls  tokens  charged  reserved  refunded
-main     web     flux   2      0       2        0.5       0
+account  client  model  calls  tokens  charged  unknown  reserved  refunded
+main     web     flux   2      0       2        1        0.5       0
 ";
         assert_eq!(table(&report).trim_end(), expected.trim_end());
     }

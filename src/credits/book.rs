@@ -24,6 +24,8 @@ pub(crate) struct Key {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) charged: i64,
+    /// Of `charged`: for calls that may have been carried out or not, nobody knows.
+    pub(crate) unknown: i64,
     pub(crate) reserved: i64,
     pub(crate) refunded: i64,
     /// Calls that were not given back.
@@ -61,6 +63,8 @@ pub(crate) struct Short {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     Reserved,
+    /// Charged, as the create may have been carried out; its job may still turn up.
+    Unknown,
     Charged,
 }
 
@@ -69,6 +73,8 @@ pub(crate) enum Stage {
 pub(crate) enum Settle {
     /// Nothing was bought.
     Return,
+    /// Something may have been: charged, and shown as such.
+    Unknown,
     /// It was; `None`: at the price that was reserved. `open`: a job may still be refunded.
     Charge { exact: Option<(Amount, u64)>, open: bool },
 }
@@ -85,6 +91,8 @@ pub(crate) enum JobEnd {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Move {
     pub(crate) id: u64,
+    /// The create's.
+    pub(crate) number: Option<u64>,
     pub(crate) key: Key,
     pub(crate) day: i64,
     pub(crate) amount: Amount,
@@ -171,12 +179,12 @@ impl Book {
         Ok(())
     }
 
-    /// Takes it out of both budgets, if they last.
-    pub(crate) fn reserve(&mut self, id: u64, ask: &Ask) -> Result<Move, Short> {
+    /// Takes it out of both budgets, if they last. `number` is the create's, whose job's end may refund it.
+    pub(crate) fn reserve(&mut self, id: u64, number: Option<u64>, ask: &Ask) -> Result<Move, Short> {
         self.check(ask)?;
         let scopes = ask.scopes.clone().map(|(scope, _)| scope);
         let entry = Entry {
-            number: None,
+            number,
             key: ask.key.clone(),
             scopes,
             day: self.day,
@@ -186,16 +194,9 @@ impl Book {
         };
         let change = Tally { reserved: signed(ask.amount), calls: 1, ..Tally::default() };
         let made = self.moved(id, &entry, None, Some(Stage::Reserved), change);
+        self.by_number.extend(number.map(|number| (number, id)));
         self.open.insert(id, entry);
         Ok(made)
-    }
-
-    /// The reservation is that of this create.
-    pub(crate) fn is_of(&mut self, id: u64, number: u64) {
-        if let Some(entry) = self.open.get_mut(&id) {
-            entry.number = Some(number);
-            self.by_number.insert(number, id);
-        }
     }
 
     /// Settles a reservation, if it is still one.
@@ -210,6 +211,9 @@ impl Book {
                 let change = Tally { reserved, calls: -1, ..Tally::default() };
                 return vec![self.close(id, &entry, change)];
             }
+            Settle::Unknown if entry.ended.is_none() => return vec![self.unknown(id, entry)],
+            // Its job has turned up, and ended.
+            Settle::Unknown => (None, true),
             Settle::Charge { exact, open } => (exact, open),
         };
         let (amount, tokens) = exact.unwrap_or((entry.amount, 0));
@@ -228,6 +232,44 @@ impl Book {
         moves
     }
 
+    fn unknown(&mut self, id: u64, mut entry: Entry) -> Move {
+        let amount = signed(entry.amount);
+        let change = Tally { reserved: -amount, charged: amount, unknown: amount, ..Tally::default() };
+        if entry.number.is_none() {
+            return self.close(id, &entry, change);
+        }
+        entry.stage = Stage::Unknown;
+        let made = self.moved(id, &entry, Some(Stage::Reserved), Some(Stage::Unknown), change);
+        self.open.insert(id, entry);
+        made
+    }
+
+    /// The job of a create of unknown outcome has turned up.
+    pub(crate) fn known(&mut self, number: u64) -> Option<Move> {
+        let id = *self.by_number.get(&number)?;
+        let mut entry = self.open.get(&id).filter(|entry| entry.stage == Stage::Unknown)?.clone();
+        entry.stage = Stage::Charged;
+        let change = Tally { unknown: -signed(entry.amount), ..Tally::default() };
+        let made = self.moved(id, &entry, Some(Stage::Unknown), Some(Stage::Charged), change);
+        self.open.insert(id, entry);
+        Some(made)
+    }
+
+    /// No end of a job will ever be told for this create: what is charged for it stays charged, and is unknown for ever if it was.
+    pub(crate) fn stands(&mut self, number: u64) -> Option<Move> {
+        let id = *self.by_number.get(&number)?;
+        match self.open.get_mut(&id)? {
+            reserved if reserved.stage == Stage::Reserved => {
+                reserved.ended = Some(JobEnd::Keep(None));
+                None
+            }
+            _ => {
+                let entry = self.open.remove(&id)?;
+                Some(self.close(id, &entry, Tally::default()))
+            }
+        }
+    }
+
     /// The job of this create has ended.
     pub(crate) fn job_ended(&mut self, number: u64, end: JobEnd) -> Option<Move> {
         let id = *self.by_number.get(&number)?;
@@ -238,6 +280,7 @@ impl Book {
         }
         let entry = self.open.remove(&id)?;
         let amount = signed(entry.amount);
+        let unknown = if entry.stage == Stage::Unknown { -amount } else { 0 };
         let change = match end {
             JobEnd::Refund => Tally { charged: -amount, refunded: amount, ..Tally::default() },
             JobEnd::Keep(None) => Tally::default(),
@@ -245,7 +288,7 @@ impl Book {
                 Tally { charged: signed(exact) - amount, tokens: whole(tokens), ..Tally::default() }
             }
         };
-        Some(self.close(id, &entry, change))
+        Some(self.close(id, &entry, Tally { unknown, ..change }))
     }
 
     /// The model whose price an open entry has.
@@ -271,7 +314,7 @@ impl Book {
             }
         }
         let key = entry.key.clone();
-        Move { id, key, day: entry.day, amount: entry.amount, from, to, change }
+        Move { id, number: entry.number, key, day: entry.day, amount: entry.amount, from, to, change }
     }
 
     /// The number of open entries.
@@ -285,6 +328,7 @@ impl Book {
 impl Tally {
     pub(crate) fn add(&mut self, other: Self) {
         self.charged = self.charged.saturating_add(other.charged);
+        self.unknown = self.unknown.saturating_add(other.unknown);
         self.reserved = self.reserved.saturating_add(other.reserved);
         self.refunded = self.refunded.saturating_add(other.refunded);
         self.calls = self.calls.saturating_add(other.calls);
@@ -333,7 +377,7 @@ mod tests {
         let open = any::<bool>().prop_map(|open| Settle::Charge { exact: None, open });
         prop_oneof![
             4 => (0_usize..2, 0_u64..12).prop_map(|(client, amount)| Step::Reserve { client, amount }),
-            3 => (0_usize..60, prop_oneof![Just(Settle::Return), open])
+            3 => (0_usize..60, prop_oneof![Just(Settle::Return), Just(Settle::Unknown), open])
                 .prop_map(|(which, settle)| Step::Settle { which, settle }),
             3 => (0_usize..60, any::<bool>()).prop_map(|(which, refund)| Step::End { which, refund }),
             1 => Just(Step::NextDay),
@@ -353,7 +397,9 @@ mod tests {
     impl Plain {
         fn cost(&self) -> u64 {
             match (self.settled, self.end) {
-                (Some(Settle::Return), _) | (Some(Settle::Charge { open: true, .. }), Some(true)) => 0,
+                (Some(Settle::Return), _) | (Some(Settle::Charge { open: true, .. } | Settle::Unknown), Some(true)) => {
+                    0
+                }
                 _ => self.amount,
             }
         }
@@ -373,10 +419,9 @@ mod tests {
                         };
                         let fits = used(&plain, None) + amount <= ACCOUNT && used(&plain, Some(client)) + amount <= CLIENT;
                         let id = plain.len() as u64;
-                        let made = book.reserve(id, &ask(client, amount));
+                        let made = book.reserve(id, Some(id + 1_000), &ask(client, amount));
                         prop_assert_eq!(made.is_ok(), fits, "{:?}", made);
                         if let Ok(made) = made {
-                            book.is_of(id, id + 1_000);
                             moves.push(made);
                             plain.push(Plain { day: book.day, client, amount, ..Plain::default() });
                         }
@@ -428,7 +473,7 @@ mod tests {
             let mut book = Book::default();
             let mut totals = BTreeMap::<(i64, Key), Tally>::new();
             for (id, (client, amount)) in amounts.into_iter().enumerate() {
-                if let Ok(made) = book.reserve(id as u64, &ask(client, amount)) {
+                if let Ok(made) = book.reserve(id as u64, None, &ask(client, amount)) {
                     totals.entry((made.day, made.key.clone())).or_default().add(made.change);
                 }
             }
@@ -443,11 +488,37 @@ mod tests {
     #[test]
     fn a_price_found_out_later_replaces_the_reserved_one() {
         let mut book = Book::default();
-        book.reserve(1, &ask(0, 10)).expect("room");
+        book.reserve(1, None, &ask(0, 10)).expect("room");
         let exact = Some((Amount::from_micro(30), 15_000));
         let moves = book.settle(1, Settle::Charge { exact, open: false });
         assert_eq!(moves[0].change, Tally { charged: 30, reserved: -10, tokens: 15_000, ..Tally::default() });
-        let short = book.reserve(2, &ask(0, 1)).expect_err("above its budget already");
+        let short = book.reserve(2, None, &ask(0, 1)).expect_err("above its budget already");
         assert_eq!(short.left, Amount::ZERO);
+    }
+
+    #[test]
+    fn an_unknown_outcome_is_charged_and_shown_until_it_is_known() {
+        let mut book = Book::default();
+        let mut total = Tally::default();
+        for id in 1..=4 {
+            total.add(book.reserve(id, (id < 4).then_some(id), &ask(0, 5)).expect("room").change);
+            book.settle(id, Settle::Unknown).iter().for_each(|made| total.add(made.change));
+        }
+        assert_eq!((total.charged, total.unknown, total.reserved, book.open()), (20, 20, 0, 3));
+        let made =
+            [book.known(1), book.job_ended(1, JobEnd::Keep(None)), book.job_ended(2, JobEnd::Refund), book.stands(3)];
+        made.into_iter().for_each(|made| total.add(made.expect("a change").change));
+        assert_eq!((total.charged, total.unknown, total.refunded, book.open()), (15, 10, 5, 0));
+        assert!(book.known(3).is_none(), "too late");
+    }
+
+    #[test]
+    fn what_no_end_will_be_told_for_is_closed_when_it_is_settled() {
+        let mut book = Book::default();
+        book.reserve(1, Some(7), &ask(0, 5)).expect("room");
+        assert!(book.stands(7).is_none());
+        let moves = book.settle(1, Settle::Charge { exact: None, open: true });
+        assert_eq!((moves.len(), moves[1].to, book.open()), (2, None, 0));
+        assert_eq!(book.used(&Scope::Client("web".into())).micro(), 5);
     }
 }

@@ -29,11 +29,6 @@ impl Hold {
         Self { credits, id, amount, rate, unknown: false, doubt: false, settled: false }
     }
 
-    /// It is that of this create, whose job's end may refund it.
-    pub(crate) fn is_of(&self, number: u64) {
-        self.credits.is_of(self.id, number);
-    }
-
     /// The next attempt is being written.
     pub(crate) fn sending(&mut self) {
         self.doubt |= self.unknown;
@@ -47,7 +42,7 @@ impl Hold {
 
     /// There is no answer: charged if it may have been carried out.
     pub(crate) fn settle(mut self) -> Receipt {
-        self.close(if self.unknown { Settle::Charge { exact: None, open: false } } else { Settle::Return })
+        self.close(if self.unknown { Settle::Unknown } else { Settle::Return })
     }
 
     /// There is one. A create is settled by what became of it, and a job's entry stays open until it ends; an LLM call by its status,
@@ -60,7 +55,7 @@ impl Hold {
         if let Some(charge) = create {
             let settle = match charge {
                 Charge::Accepted => Settle::Charge { exact: None, open: true },
-                Charge::Unknown => Settle::Charge { exact: None, open: false },
+                Charge::Unknown => Settle::Unknown,
                 Charge::Refused | Charge::NotSent => Settle::Return,
             };
             return (Some(self.close(settle)), None);
@@ -92,7 +87,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         let bought = self.unknown;
-        self.close(if bought { Settle::Charge { exact: None, open: false } } else { Settle::Return });
+        self.close(if bought { Settle::Unknown } else { Settle::Return });
     }
 }
 

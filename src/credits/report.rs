@@ -70,6 +70,7 @@ fn line((key, tally): (&Key, Tally)) -> Value {
     line.insert("client".into(), key.client.as_ref().into());
     line.insert("model".into(), key.model.as_ref().into());
     line.insert("charged".into(), amount(tally.charged));
+    line.insert("unknown".into(), amount(tally.unknown));
     line.insert("reserved".into(), amount(tally.reserved));
     line.insert("refunded".into(), amount(tally.refunded));
     line.insert("calls".into(), tally.calls.into());

@@ -101,8 +101,8 @@ impl Ledger {
             execute(tx, "DELETE FROM jobs WHERE id = ? AND state = 'ended'", [&id])?;
             let sql = "UPDATE OR IGNORE jobs SET state = 'live', id = ? WHERE number = ?";
             if execute(tx, sql, (&id, number))? == 0 {
-                // The id of a live job: it is one job, kept under its first number.
-                execute(tx, "DELETE FROM jobs WHERE number = ?", [number])?;
+                // The id of a live job: it is one job, kept under its first number. This create was carried out all the same.
+                execute(tx, "UPDATE jobs SET state = 'ended' WHERE number = ?", [number])?;
             }
             Ok(())
         })
@@ -141,8 +141,13 @@ impl Ledger {
         self.load(move |tx| {
             prune(tx, &now)?;
             answers::prune(tx, &now)?;
+            // A job may have been written down with its webhook before it was with its create.
+            let turned_up = "UPDATE OR IGNORE jobs SET state = 'live', id = outbox.job FROM outbox \
+                             WHERE jobs.state IN ('sending', 'uncertain') AND outbox.number = jobs.number AND outbox.job IS NOT NULL";
+            execute(tx, turned_up, [])?;
             let mut known = Known::default();
-            let mut statement = tx.prepare("SELECT * FROM jobs ORDER BY number")?;
+            // Creates whose job is another's have no id.
+            let mut statement = tx.prepare("SELECT * FROM jobs WHERE state <> 'ended' OR id IS NOT NULL ORDER BY number")?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 let list = match row.get_ref("state")?.as_str()? {
@@ -181,7 +186,9 @@ impl Kept {
 
 /// The first number that no create or job has ever had.
 pub(super) fn next_number(connection: &Connection) -> rusqlite::Result<u64> {
-    let sql = "SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'jobs'";
+    // A number may have been taken for a webhook or a reservation of a create that came to nothing.
+    let sql = "SELECT max((SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'jobs'), \
+               (SELECT coalesce(max(number), 0) FROM outbox), (SELECT coalesce(max(number), 0) FROM credit_entries)) + 1";
     connection.query_row(sql, [], |row| row.get(0))
 }
 
@@ -307,6 +314,7 @@ mod tests {
         let ledger = memory();
         for (n, step_ms) in [(1, -86_400_000), (2, 86_400_000)] {
             ledger.sending(n, origin("m"), None).await.expect("kept");
+            ledger.started(n, &format!("job-{n}")).await.expect("kept");
             ledger.ended(n, "completed");
             let stepped = ledger
                 .load(move |tx| tx.execute("UPDATE jobs SET wall_ms = wall_ms + ? WHERE number = ?", (step_ms, n)));

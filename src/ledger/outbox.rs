@@ -34,6 +34,9 @@ CREATE INDEX outbox_state ON outbox (state, id);
 CREATE INDEX outbox_job ON outbox (job);
 ";
 
+/// The create that each row is about, so that a job which turns up here is known to be that create's.
+pub(super) const NUMBER_STEP: &str = "ALTER TABLE outbox ADD COLUMN number INTEGER";
+
 /// Delivered rows kept, so that repeated callbacks are known and operators see what was sent.
 const DELIVERED_KEPT: u32 = 10_000;
 /// Dead rows kept, with their bodies.
@@ -44,6 +47,8 @@ const UNBOUND_KEPT: u32 = 1_000;
 /// What is known when a create is about to be sent.
 #[derive(Debug, Clone)]
 pub(crate) struct Owed {
+    /// The create's; `None` in rows of older versions.
+    pub(crate) number: Option<u64>,
     pub(crate) token: Option<String>,
     pub(crate) account: String,
     pub(crate) client: String,
@@ -119,10 +124,10 @@ impl Ledger {
         self.run(move |tx| {
             execute(
                 tx,
-                "INSERT INTO outbox (token, account, client, target, completed, failed, changed_ms)
-                 VALUES (:token, :account, :client, :target, :completed, :failed, :now)",
+                "INSERT INTO outbox (number, token, account, client, target, completed, failed, changed_ms)
+                 VALUES (:number, :token, :account, :client, :target, :completed, :failed, :now)",
                 named_params! {
-                    ":token": owed.token, ":account": owed.account, ":client": owed.client, ":target": owed.target,
+                    ":number": owed.number, ":token": owed.token, ":account": owed.account, ":client": owed.client, ":target": owed.target,
                     ":completed": owed.completed, ":failed": owed.failed, ":now": now,
                 },
             )?;
@@ -271,6 +276,7 @@ fn waiting(row: &Row<'_>) -> rusqlite::Result<Waiting> {
         id: row.get("id")?,
         job: row.get("job")?,
         owed: Owed {
+            number: row.get("number")?,
             token: row.get("token")?,
             account: row.get("account")?,
             client: row.get("client")?,
@@ -296,6 +302,7 @@ mod tests {
 
     fn owed(token: Option<&str>) -> Owed {
         Owed {
+            number: None,
             token: token.map(str::to_owned),
             account: "main".into(),
             client: "local".into(),

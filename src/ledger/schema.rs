@@ -14,7 +14,15 @@ use super::{Place, answers, credits, jobs, learned, outbox};
 const APPLICATION: i32 = 0x534c_4743;
 
 /// Each brings a file one version further; `user_version` counts those done. A released step is never changed: add another.
-const STEPS: &[&str] = &[jobs::STEP, answers::STEP, learned::STEP, outbox::STEP, credits::STEP];
+const STEPS: &[&str] = &[
+    jobs::STEP,
+    answers::STEP,
+    learned::STEP,
+    outbox::STEP,
+    credits::STEP,
+    credits::UNKNOWN_STEP,
+    outbox::NUMBER_STEP,
+];
 
 /// Why a file cannot be used.
 enum Unfit {

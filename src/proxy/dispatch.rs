@@ -107,7 +107,11 @@ impl Outgoing {
         let (asked, queued) = (Instant::now(), begun.elapsed());
         let unsent = |rejection: Rejection| Refusal { spent: Spent { queued, ..Spent::default() }, ..rejection.into() };
         let Turn { permit, slot, seq } = turn;
-        let mut hold = app.credits.reserve(self.cost, slot.is_some()).await.map_err(unsent)?;
+        let number =
+            || self.webhook.as_ref().and_then(|webhook| webhook.number()).unwrap_or_else(|| app.ledger.number());
+        let slot = slot.map(|slot| (slot, number()));
+        let mut hold =
+            app.credits.reserve(self.cost, slot.as_ref().map(|(_, number)| *number)).await.map_err(unsent)?;
         let mut pending = match slot {
             // A create that the ledger cannot keep is not sent. The ledger has told the log why.
             Some(slot) => {
@@ -116,9 +120,7 @@ impl Outgoing {
             }
             None => None,
         };
-        if let (Some(hold), Some(pending)) = (&hold, &pending) {
-            hold.is_of(pending.number());
-        }
+        let path = call.job.as_ref().map(|_| self.head.uri.path().to_owned()).unwrap_or_default();
         let sending = Sending {
             worker,
             call,
@@ -152,7 +154,9 @@ impl Outgoing {
             }
             (None, Some(id), Class::Poll) => {
                 if reply.body.whole().is_some() {
-                    app.jobs.saw_status(id, owner, told, asked);
+                    app.jobs.saw_poll(id, owner, &path, told, asked);
+                } else {
+                    app.jobs.saw_too_much(id);
                 }
                 (None, None)
             }

@@ -76,8 +76,26 @@ pub(crate) struct Ended {
     pub(crate) answer: Option<Bytes>,
 }
 
-/// Told of every end, exactly once a job, in the thread that saw it. It must not wait.
-pub(crate) type Observer = Box<dyn Fn(&Ended) + Send + Sync>;
+/// What those are told who settle credits or deliver webhooks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Event<'a> {
+    /// The job of a create of unknown outcome has turned up.
+    TurnedUp(u64),
+    /// No end will be told for this create: its job is another's, or it never turned up.
+    NoEnd(u64),
+    /// Exactly once a job.
+    Ended(&'a Ended),
+}
+
+/// Told in the thread that saw it. It must not wait.
+pub(crate) type Observer = Box<dyn Fn(Event<'_>) + Send + Sync>;
+
+/// A create without a known outcome, and the slot that it holds.
+struct Uncertain {
+    slot: Slot,
+    owner: Owner,
+    model: Arc<str>,
+}
 
 /// An answer about a job, as the upstream gave it.
 #[derive(Debug, Clone)]
@@ -124,6 +142,10 @@ struct Job {
     /// An answer that was no state of the job (401, 403, 5xx), until the next that is.
     trouble: Option<Arc<Told>>,
     warned: bool,
+    /// The last answer about it was too long to be read.
+    unread: bool,
+    /// Other creates were answered with its id.
+    repeated: bool,
     /// Rings for those who wait for a change; gone when the job has ended.
     changed: Option<Arc<watch::Sender<()>>>,
 }
@@ -138,7 +160,7 @@ pub(crate) struct Jobs {
     models: Models,
     remembered: Mutex<Remembered>,
     /// Creates without a known outcome. Short; touched once a such create.
-    uncertain: Mutex<HashMap<u64, Slot>>,
+    uncertain: Mutex<HashMap<u64, Uncertain>>,
     due: Mutex<BinaryHeap<Reverse<(Instant, Due)>>>,
     kick: Notify,
     ledger: Arc<Ledger>,
@@ -196,9 +218,13 @@ impl Jobs {
         }
     }
 
-    /// Tells `observer` of every job's end from now on.
+    /// Tells `observer` of every event from now on.
     pub(crate) fn observe(&mut self, observer: Observer) {
         self.observers.push(observer);
+    }
+
+    fn tell(&self, event: Event<'_>) {
+        self.observers.iter().for_each(|observer| observer(event));
     }
 
     /// Takes up what an earlier process left. Jobs of accounts or clients that are gone from the configuration go to the first ones.
@@ -221,7 +247,8 @@ impl Jobs {
         for create in known.uncertain {
             let owner = owner(&create.origin);
             let left = self.settings.uncertain.saturating_sub(create.at.age(&moment).any());
-            self.keep(create.number, self.queues[owner.account].adopt(owner.client), now + left);
+            let (slot, model) = (self.queues[owner.account].adopt(owner.client), create.origin.model.into());
+            self.keep(create.number, Uncertain { slot, owner, model }, now + left);
         }
         for job in known.ended {
             let ended = Job { number: job.number, ..Job::without_slot(owner(&job.origin), job.status) };
@@ -231,15 +258,14 @@ impl Jobs {
         Ok(())
     }
 
-    /// A create is about to be sent with this slot, and must not be where this fails. Ready when the ledger will know of it after a crash.
+    /// A create is about to be sent with this slot and number, and must not be where this fails. Ready when the ledger will know of it after a crash.
     pub(crate) async fn begin(
         self: &Arc<Self>,
-        slot: Slot,
+        (slot, n): (Slot, u64),
         owner: Owner,
         model: &str,
         key: Option<Keyed>,
     ) -> Result<Pending, ledger::Error> {
-        let n = self.ledger.number();
         let intent = self.ledger.sending(n, self.origin(owner, model), key);
         self.models.creating(owner.account, Instant::now());
         // Before the wait: dropped in it, this takes the intent back.
@@ -255,6 +281,16 @@ impl Jobs {
             client: self.clients[owner.client].clone(),
             model: model.to_owned(),
         }
+    }
+
+    /// The job of a create whose outcome was not known has turned up: it takes over the slot that is held for it.
+    pub(crate) fn turned_up(&self, number: u64, id: &str) {
+        let held = self.lock_uncertain().remove(&number);
+        let Some(Uncertain { slot, owner, model }) = held else { return };
+        drop(self.ledger.started(number, id));
+        self.tell(Event::TurnedUp(number));
+        let job = Job::new(owner, number, model, slot, "unknown".into(), None);
+        self.insert(id, Job { seen_start: false, ..job });
     }
 
     /// Keeps what was learned of run times since the last time.
@@ -292,8 +328,13 @@ impl Jobs {
         self.settings.shared || owner.client == client
     }
 
-    /// An answer to a status request that was asked at `asked`, by the owner's client or by the proxy itself.
+    /// An answer to a status request that was asked at `asked`, by the proxy itself or a webhook of the upstream.
     pub(crate) fn saw_status(&self, id: &str, owner: Owner, told: Told, asked: Instant) {
+        self.saw_poll(id, owner, "", told, asked);
+    }
+
+    /// The same by the owner's client, which asked for this path.
+    pub(crate) fn saw_poll(&self, id: &str, owner: Owner, path: &str, told: Told, asked: Instant) {
         if told.status == StatusCode::NOT_FOUND || told.status == StatusCode::GONE {
             return self.end(id, End::Gone, "gone", Some(told), false);
         }
@@ -315,7 +356,7 @@ impl Jobs {
                 }
                 self.end(id, end, status.as_deref().unwrap_or(end.name()), Some(told), true);
             }
-            JobAnswer { status, .. } => self.runs(id, owner, status, told, asked),
+            JobAnswer { status, .. } => self.runs(id, owner, path, status, told, asked),
         }
     }
 
@@ -325,18 +366,31 @@ impl Jobs {
         if !std::mem::replace(&mut job.warned, true) {
             tracing::warn!(job = id, "a status answer is not about this job: passed on, the job is kept");
         }
-        (job.told, job.trouble) = (Some(Arc::new(told)), None);
+        (job.told, job.trouble, job.unread) = (Some(Arc::new(told)), None, false);
         job.ring();
     }
 
-    fn runs(&self, id: &str, owner: Owner, status: Option<String>, told: Told, asked: Instant) {
+    /// A status answer is too long to be read: it was passed on as it came, or left.
+    pub(crate) fn saw_too_much(&self, id: &str) {
+        let Some(mut job) = self.table.get_mut(id) else { return };
+        job.unread = true;
+        job.ring();
+        if !std::mem::replace(&mut job.warned, true) {
+            tracing::warn!(
+                job = id,
+                "a status answer is too long to be read: the job is kept, callers who ask get it as it comes"
+            );
+        }
+    }
+
+    fn runs(&self, id: &str, owner: Owner, path: &str, status: Option<String>, told: Told, asked: Instant) {
         if let Some(mut job) = self.table.get_mut(id) {
             if job.slot.is_none() {
                 return; // It no longer counts: it was older than `jobs.max_age`.
             }
             job.running = job.running.max(asked);
             job.vain = 0;
-            (job.told, job.trouble) = (Some(Arc::new(told)), None);
+            (job.told, job.trouble, job.unread) = (Some(Arc::new(told)), None, false);
             if let Some(status) = status {
                 job.status = status;
             }
@@ -346,9 +400,11 @@ impl Jobs {
         // Started past this proxy, or before it knew: the upstream counts it, so we do.
         let Some(status) = status else { return };
         let (slot, number) = (self.queues[owner.account].adopt(owner.client), self.ledger.number());
-        self.ledger.seen(number, id, self.origin(owner, "unknown"));
-        let running = Job::new(owner, number, "unknown".into(), slot, status, Some(told));
-        self.insert(id, Job { seen_start: false, ..running });
+        let model = self.protocol.model_in(path).unwrap_or_else(|| "unknown".into());
+        let running = Job::new(owner, number, model.as_str().into(), slot, status, Some(told));
+        if self.insert(id, Job { seen_start: false, ..running }) {
+            self.ledger.seen(number, id, self.origin(owner, &model));
+        }
     }
 
     /// An answer to a cancel request.
@@ -363,10 +419,10 @@ impl Jobs {
         }
     }
 
-    fn insert(&self, id: &str, job: Job) {
+    /// False where the id is that of a live job: it is one job, and the slot it holds is enough.
+    fn insert(&self, id: &str, job: Job) -> bool {
         let (model, started) = (Arc::clone(&job.model), job.started);
         let (replaced, is_new) = match self.table.entry(id.to_owned()) {
-            // The same id again: it is one job, and the slot it holds is enough.
             Entry::Occupied(known) if known.get().slot.is_some() => (Some(job), false),
             Entry::Occupied(mut ended) => (Some(ended.insert(job)), true),
             Entry::Vacant(free) => {
@@ -376,11 +432,23 @@ impl Jobs {
         };
         // Dropped here, when the table's shard is free again: a slot's drop may wake others.
         drop(replaced);
-        if !is_new {
-            return;
+        if is_new {
+            self.models.started(&model, started, id);
+            self.plan(id, Duration::ZERO);
         }
-        self.models.started(&model, started, id);
-        self.plan(id, Duration::ZERO);
+        is_new
+    }
+
+    /// A create was answered with the id of a live job. The upstream took both: each is paid, and the job's end is told for the first.
+    fn repeated(&self, id: &str, number: u64) {
+        let first = self.table.get_mut(id).is_some_and(|mut job| !std::mem::replace(&mut job.repeated, true));
+        if first {
+            tracing::warn!(
+                job = id,
+                "several creates were answered with one job: it holds one slot, each create is paid"
+            );
+        }
+        self.tell(Event::NoEnd(number));
     }
 
     /// A job that was never live here is remembered like one that was.
@@ -412,7 +480,7 @@ impl Jobs {
         self.models.ended(&model, owner.account, id, started, seen.then_some(running), now);
         let answer = told.as_ref().map(|told| told.body.clone());
         let ended = Ended { id: id.to_owned(), number, end, answer };
-        self.observers.iter().for_each(|observer| observer(&ended));
+        self.tell(Event::Ended(&ended));
         self.ledger.ended(number, status);
         drop(slot);
         tracing::debug!(job = id, status, end = end.name(), age_ms = (now - started).as_millis(), "job ended");
@@ -440,22 +508,27 @@ impl Jobs {
         self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hold(&self, n: u64, slot: Slot) {
+    fn hold(&self, n: u64, held: Uncertain) {
         self.ledger.uncertain(n);
-        self.keep(n, slot, Instant::now() + self.settings.uncertain);
+        self.keep(n, held, Instant::now() + self.settings.uncertain);
     }
 
-    fn keep(&self, n: u64, slot: Slot, until: Instant) {
-        self.uncertain.lock().unwrap_or_else(PoisonError::into_inner).insert(n, slot);
+    fn keep(&self, n: u64, held: Uncertain, until: Instant) {
+        self.lock_uncertain().insert(n, held);
         self.schedule(until, Due::Certain(n));
     }
 
     fn release(&self, n: u64) {
-        let slot = self.uncertain.lock().unwrap_or_else(PoisonError::into_inner).remove(&n);
-        if slot.is_some() {
+        // Its slot is dropped when the lock is free again: that may wake others.
+        let held = self.lock_uncertain().remove(&n);
+        if held.is_some() {
             self.ledger.given_up(n);
+            self.tell(Event::NoEnd(n));
         }
-        drop(slot);
+    }
+
+    fn lock_uncertain(&self) -> MutexGuard<'_, HashMap<u64, Uncertain>> {
+        self.uncertain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn schedule(&self, at: Instant, due: Due) {
@@ -490,7 +563,7 @@ impl Jobs {
 
     /// Creates whose outcome is unknown and that hold a slot.
     pub(crate) fn uncertain(&self) -> usize {
-        self.uncertain.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.lock_uncertain().len()
     }
 
     /// Ended jobs that are remembered, and the bytes of their answers.
@@ -524,6 +597,8 @@ impl Job {
             told: None,
             trouble: None,
             warned: false,
+            unread: false,
+            repeated: false,
             changed: None,
         }
     }

@@ -134,7 +134,7 @@ impl App {
             // The answer to the create has not come yet, or never will.
             self.webhooks.wait_for(&job, Waiting { job: Some(job.clone()), ..row.clone() });
             match self.webhooks.ledger.owed_for(row.id, job.clone()).await {
-                Ok(true) => {}
+                Ok(true) => row.owed.number.into_iter().for_each(|number| self.jobs.turned_up(number, &job)),
                 Ok(false) => self.webhooks.wait_no_more(&job, row.id),
                 Err(_) => return (StatusCode::SERVICE_UNAVAILABLE, "try again"),
             }

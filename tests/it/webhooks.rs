@@ -617,6 +617,40 @@ async fn a_call_about_a_create_of_unknown_outcome_is_relayed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_about_a_create_of_unknown_outcome_settles_its_slot_and_its_credits() {
+    let toml = format!("{IN}\n[models.\"flux-schnell\"]\ncredits = 1\n[state]\nstore = \"local\"");
+    let slow = Options { run_time: RunTime::Fixed(secs(3_600)), ..options() };
+    for killed in [false, true] {
+        let mut stage = Stage::on(&toml, Arc::new(Mock::in_memory(slow.clone())), Receivers::default(), Scratch::new());
+        for _ in 0..2 {
+            stage.mock.fault_next("POST", "/v1/predictions", sluicegate::mock::Fault::ResetAfter);
+            assert_eq!(stage.send(create(HOOK, &json!({}))).await.code(), "outcome_unknown");
+        }
+        let token = stage.token();
+        if killed {
+            let (mock, receivers, scratch) = stage.kill();
+            stage = Stage::on(&toml, mock, receivers, scratch);
+        }
+        let books = |stage: &Stage| {
+            let today = stage.proxy.credits()["today"][0].clone();
+            let usage = stage.proxy.usage();
+            let amounts = ["charged", "unknown", "refunded", "reserved"].map(|what| today[what].clone());
+            (amounts, usage.jobs_live, usage.jobs_uncertain)
+        };
+        assert_eq!(books(&stage), ([json!(2), json!(2), json!(0), json!(0)], 2, 2), "killed: {killed}");
+        let id = stage.mock.job_ids().pop().expect("it runs");
+        let tell = |status: &str| signed(&token, format!(r#"{{"job_id":"{id}","status":"{status}"}}"#));
+        assert_eq!(stage.call(tell("processing")).await.status, 200);
+        assert_eq!(books(&stage), ([json!(2), json!(1), json!(0), json!(0)], 2, 1), "its slot is the job's now");
+        assert_eq!(stage.call(tell("failed")).await.status, 200);
+        assert_eq!(books(&stage), ([json!(1), json!(1), json!(1), json!(0)], 1, 1));
+        sleep(secs(121)).await;
+        assert_eq!(books(&stage), ([json!(1), json!(1), json!(1), json!(0)], 0, 0), "the other is unknown for ever");
+        assert_eq!(stage.receivers.hits().len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_finds_its_webhook_after_a_crash() {
     let toml = format!("{IN}\n[state]\nstore = \"local\"");
     let slow = Options { run_time: RunTime::Fixed(secs(3_600)), ..options() };

@@ -59,7 +59,7 @@ impl Look for Looker {
                 if let Some(whole) = reply.body.whole() {
                     app.jobs.saw_status(&id, owner, Told::new(reply.head.status, &reply.head.headers, whole), asked);
                 } else {
-                    tracing::warn!(job = id, "a status answer is too long to be read: callers get the last state");
+                    app.jobs.saw_too_much(&id);
                 }
             }
             Err(Unanswered { rejection: error, .. }) => tracing::debug!(job = id, %error, "a look at a job failed"),

@@ -6,7 +6,7 @@ use http::StatusCode;
 
 use crate::proxy::queue::Slot;
 
-use super::{Job, Jobs, Owner, Told};
+use super::{Job, Jobs, Owner, Told, Uncertain};
 
 /// What became of a create, in terms of money: the `Sluicegate-Charge` header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,11 +62,6 @@ impl Pending {
         self.unknown = self.doubt;
     }
 
-    /// What the create is called for ever.
-    pub(crate) fn number(&self) -> u64 {
-        self.n
-    }
-
     /// What can be said of the money while there is no answer.
     pub(crate) fn charge(&self) -> Charge {
         match (self.unknown, self.sent) {
@@ -97,7 +92,10 @@ impl Pending {
         let first = Told { status: StatusCode::OK, ..told.clone() };
         let status = answer.status.unwrap_or_else(|| "accepted".into());
         let model = Arc::clone(&self.model);
-        self.jobs.insert(&id, Job::new(self.owner, self.n, model, slot, status.clone(), Some(first.clone())));
+        let job = Job::new(self.owner, self.n, model, slot, status.clone(), Some(first.clone()));
+        if !self.jobs.insert(&id, job) {
+            self.jobs.repeated(&id, self.n);
+        }
         if let Some(end) = answer.ended {
             self.jobs.end(&id, end, &status, Some(first), true);
         }
@@ -117,7 +115,7 @@ impl Drop for Pending {
     fn drop(&mut self) {
         let Some(slot) = self.slot.take() else { return };
         if self.unknown {
-            self.jobs.hold(self.n, slot);
+            self.jobs.hold(self.n, Uncertain { slot, owner: self.owner, model: Arc::clone(&self.model) });
         } else {
             self.jobs.ledger.refused(self.n);
             drop(slot);

@@ -11,6 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Jobs, Told};
 
+/// How long a look that is under way is waited for, where nothing else is known.
+const LOOK_TAKES: Duration = Duration::from_secs(60);
+/// How often it is seen whether it still is.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// What a caller is told about a job.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -61,12 +66,18 @@ impl Jobs {
         let Some(mut job) = self.table.get_mut(id) else { return Now::Ask };
         let now = Instant::now();
         let ended = job.slot.is_none();
+        if job.unread && !ended {
+            return Now::Ask;
+        }
         let told = job.trouble.clone().or_else(|| job.told.clone());
         let until = match patience {
             _ if ended => now,
             Patience::Wait(most) => begun + most,
-            // Nothing was ever told about it: the first look is on its way.
-            Patience::Hold(most) if told.is_none() => begun + most.max(Duration::from_secs(1)),
+            // Nothing was ever told about it: the first look is on its way, and a second poll beside it would tell nothing more.
+            Patience::Hold(most) if told.is_none() => {
+                let soon = begun + most.max(Duration::from_secs(1));
+                if job.looking { soon.max(now + LOOK_AGAIN).min(begun + LOOK_TAKES) } else { soon }
+            }
             Patience::Hold(most) => {
                 let soon = |at: Instant| at <= begun + most;
                 let near = match self.models.news(&job.model) {
