@@ -27,6 +27,7 @@ use crate::proxy::guard::Guard;
 use crate::proxy::identify::Clients;
 use crate::proxy::jobs::Jobs;
 use crate::proxy::jobs::look::Looker;
+use crate::proxy::join::Joins;
 use crate::proxy::retry::Budget;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::upstream::connect::{Connect, Network};
@@ -252,6 +253,7 @@ fn build_app(
         credits,
         jobs,
         idempotency: Idempotency::default(),
+        joins: Joins::default(),
         retry: config.retry.clone(),
         max_wait: config.queue.max_wait,
         hold: config.jobs.hold,

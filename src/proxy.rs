@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use self::classify::Call;
 use self::dispatch::{Outgoing, Passed, Refusal};
 use self::finish::{Finish, Record};
+use self::queue::Class;
 use self::rejection::Rejection;
 use self::response::RelayBody;
 use self::upstream::Upstream;
@@ -43,6 +44,9 @@ pub(crate) mod cost;
 
 /// Creates run in tasks of their own and may carry an idempotency key.
 pub(crate) mod create;
+
+/// Polls that only the upstream can answer, one at a time for each job.
+pub(crate) mod join;
 
 /// The rest of the way, from the queue to the answer.
 pub(crate) mod dispatch;
@@ -116,6 +120,8 @@ async fn forward(
             let created = create::create(worker, outgoing, idempotency).await?;
             Ok(app.held_until_end(created, prefers_wait).await)
         }
+        // Boxed: few polls get here, and all calls would pay for their place.
+        None if outgoing.call.class == Class::Poll => Box::pin(join::poll(worker, outgoing)).await,
         None => outgoing.dispatch(worker, None).await,
     }
 }

@@ -24,6 +24,7 @@ use super::guard::Guard;
 use super::headers::{self, Outbound};
 use super::identify::{self, Clients};
 use super::jobs::Jobs;
+use super::join::Joins;
 use super::queue::{self, NoTurn};
 use super::rejection::Rejection;
 use super::retry::Budget;
@@ -46,6 +47,7 @@ pub(crate) struct App {
     pub(crate) credits: Arc<Credits>,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) idempotency: Idempotency,
+    pub(crate) joins: Joins,
     pub(crate) retry: config::Retry,
     pub(crate) max_wait: Duration,
     pub(crate) hold: Duration,

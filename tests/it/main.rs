@@ -21,6 +21,8 @@ mod slots;
 
 mod polling;
 
+mod odd;
+
 mod retries;
 
 mod streams;
