@@ -23,7 +23,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::client::{self, Answer, With, get};
 use crate::support::config::Scratch;
-use crate::support::{KEY, create, create_with, poll};
+use crate::support::{KEY, WEBHOOK_SECRET, create, create_with, poll};
+
+/// Everything at once.
+mod killed;
 
 /// Nothing that is waited for takes this long unless it never comes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -32,14 +35,14 @@ const JOBS: u32 = 6;
 const CALLERS: usize = 10;
 
 /// `SLUICEGATE_KILL_POINTS` asks for more.
-fn kill_points() -> u64 {
-    std::env::var("SLUICEGATE_KILL_POINTS").ok().and_then(|points| points.parse().ok()).unwrap_or(15)
+fn kill_points(usual: u64) -> u64 {
+    std::env::var("SLUICEGATE_KILL_POINTS").ok().and_then(|points| points.parse().ok()).unwrap_or(usual)
 }
 
 #[tokio::test]
 async fn killed_at_any_point_no_job_is_lost_and_no_create_is_sent_twice() {
     let mut points = JoinSet::new();
-    for point in 0..kill_points() {
+    for point in 0..kill_points(15) {
         if points.len() == 4 {
             points.join_next().await.expect("four run").expect("it holds");
         }
@@ -234,11 +237,16 @@ struct Place(Scratch);
 
 impl Place {
     fn new() -> Self {
+        Self::with("")
+    }
+
+    /// With more tables.
+    fn with(toml: &str) -> Self {
         let scratch = Scratch::new();
         let text = format!(
             "account = \"main\"\n[accounts.main]\nplan = \"main\"\nkey = {{ env = \"KEY\" }}\n\
              [plans.main]\nconcurrent_jobs = {JOBS}\n\
-             [jobs]\nuncertain = \"2s\"\n[state]\npath = \"state\"\n[server]\nthreads = 2\nlisten = \"127.0.0.1:0\"\n"
+             [jobs]\nuncertain = \"1s\"\n[state]\npath = \"state\"\n[server]\nthreads = 2\nlisten = \"127.0.0.1:0\"\n{toml}"
         );
         let path = scratch.0.join("proxy.toml");
         fs::write(&path, text).expect("written");
@@ -275,6 +283,7 @@ impl Place {
             .current_dir(&self.0.0)
             .env_clear()
             .env("KEY", KEY)
+            .env("WEBHOOK_SECRET", WEBHOOK_SECRET)
             .env("SLUICEGATE_ADMIN_LISTEN", "127.0.0.1:0")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
