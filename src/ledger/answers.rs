@@ -118,8 +118,12 @@ pub(super) fn forget(tx: &Transaction<'_>, number: u64) -> rusqlite::Result<()> 
     execute(tx, "DELETE FROM answers WHERE number = ?", [number]).map(drop)
 }
 
-pub(super) fn prune(tx: &Transaction<'_>, now: &Moment) -> rusqlite::Result<()> {
-    execute(tx, &format!("DELETE FROM answers WHERE {AGE_MS} > {KEPT_MS}"), now.params().as_slice())?;
+/// Of the first `most`, those that are old; and those beyond their number.
+pub(super) fn prune(tx: &Transaction<'_>, now: &Moment, most: u32) -> rusqlite::Result<()> {
+    let old = format!(
+        "DELETE FROM answers WHERE rowid IN (SELECT rowid FROM answers ORDER BY number LIMIT {most}) AND {AGE_MS} > {KEPT_MS}"
+    );
+    execute(tx, &old, now.params().as_slice())?;
     let sql = "DELETE FROM answers WHERE number <= (SELECT number FROM answers ORDER BY number DESC LIMIT 1 OFFSET ?)";
     execute(tx, sql, [MOST_KEPT]).map(drop)
 }

@@ -28,8 +28,9 @@ CREATE INDEX jobs_by_state ON jobs (state);
 const ENDED_KEPT_MS: i64 = 600_000;
 /// Ends older than this many later creates are not kept either.
 const ENDED_KEPT_FOR_CREATES: i64 = 100_000;
-/// Old rows go once in so many creates.
+/// Old rows go once in so many creates, at most so many at a time: what a create costs does not hang on how many there are.
 const PRUNE_EVERY: u64 = 64;
+pub(super) const PRUNED_AT_ONCE: u32 = 4 * 64;
 
 /// Who starts a job, by the names of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,8 +78,8 @@ impl Ledger {
                 answers::begin(tx, number, &origin, &key, &now)?;
             }
             if number.is_multiple_of(PRUNE_EVERY) {
-                prune(tx, &now)?;
-                answers::prune(tx, &now)?;
+                prune(tx, &now, PRUNED_AT_ONCE)?;
+                answers::prune(tx, &now, PRUNED_AT_ONCE)?;
             }
             Ok(())
         })
@@ -139,8 +140,8 @@ impl Ledger {
     pub(crate) fn known(&self) -> Result<Known, Error> {
         let now = self.now();
         self.load(move |tx| {
-            prune(tx, &now)?;
-            answers::prune(tx, &now)?;
+            prune(tx, &now, u32::MAX)?;
+            answers::prune(tx, &now, u32::MAX)?;
             // A job may have been written down with its webhook before it was with its create.
             let turned_up = "UPDATE OR IGNORE jobs SET state = 'live', id = outbox.job FROM outbox \
                              WHERE jobs.state IN ('sending', 'uncertain') AND outbox.number = jobs.number AND outbox.job IS NOT NULL";
@@ -207,9 +208,10 @@ fn insert(
     execute(tx, sql, (number, account, client, model, state, id, wall_ms, boot_ms, boot)).map(drop)
 }
 
-fn prune(tx: &Transaction<'_>, now: &Moment) -> rusqlite::Result<()> {
+/// Looks at the first `most` only. One of them that ended late keeps later ones for a while.
+fn prune(tx: &Transaction<'_>, now: &Moment, most: u32) -> rusqlite::Result<()> {
     let sql = format!(
-        "DELETE FROM jobs WHERE state = 'ended' AND \
+        "DELETE FROM jobs WHERE number IN (SELECT number FROM jobs WHERE state = 'ended' ORDER BY number LIMIT {most}) AND \
          ({AGE_MS} > {ENDED_KEPT_MS} OR number < (SELECT max(number) FROM jobs) - {ENDED_KEPT_FOR_CREATES})"
     );
     execute(tx, &sql, now.params().as_slice()).map(drop)

@@ -318,6 +318,11 @@ impl Jobs {
         }
     }
 
+    /// Plans the next look anew.
+    pub(crate) fn plan_again(&self, id: &str) {
+        self.plan(id, Duration::ZERO);
+    }
+
     /// Whose this job is, if it is known.
     pub(crate) fn owner(&self, id: &str) -> Option<Owner> {
         self.table.get(id).map(|job| job.owner)
