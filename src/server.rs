@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin};
@@ -98,10 +99,10 @@ impl Server {
         &self.proxy
     }
 
-    /// Stops accepting, finishes what is in flight for at most `server.drain_timeout`, and ends. Who still waits in a queue by then is
+    /// Stops accepting, finishes what is in flight and delivers webhooks that are due, for at most `server.drain_timeout`, and ends. Who still waits in a queue by then is
     /// told so. True if all of it was finished.
     pub async fn drain(mut self) -> bool {
-        let app = Arc::clone(&self.proxy.worker.app);
+        let (app, begun) = (Arc::clone(&self.proxy.worker.app), Instant::now());
         app.drain.cancel();
         self.acceptors.abort_all();
         while self.acceptors.join_next().await.is_some() {}
@@ -119,6 +120,9 @@ impl Server {
             self.stop.cancel();
             finished.await;
         }
+        // What is not delivered by then is in the ledger; without one it would be lost.
+        let left = self.drain_timeout.saturating_sub(begun.elapsed());
+        let _ = tokio::time::timeout(left, app.webhooks.tried()).await;
         self.ports.abort_all();
         self.proxy.stop();
         in_time

@@ -11,12 +11,13 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::StatusCode;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::clock::Clock;
 use crate::config::{self, Allow};
@@ -30,6 +31,7 @@ use crate::proxy::jobs::{Event, Owner, may_have_been_done};
 use crate::proxy::rejection::Rejection;
 
 use self::event::Events;
+use self::intake::Shape;
 use self::signature::Keys;
 use self::target::{Place, Target};
 
@@ -37,6 +39,9 @@ use self::target::{Place, Target};
 
 /// The create without its webhook.
 pub(crate) mod intake;
+
+/// The same in forms.
+mod form;
 
 /// Where one may go.
 pub(crate) mod target;
@@ -78,6 +83,10 @@ pub(crate) struct Webhooks {
     waiting: Mutex<HashMap<String, Vec<Waiting>>>,
     /// To the deliverer. Unbounded: one entry a job that ended, and it always takes them.
     due: mpsc::UnboundedSender<Due>,
+    /// Rows that were given to it.
+    given: AtomicU64,
+    /// What it has come to.
+    progress: watch::Sender<Progress>,
     /// Hosts of webhooks that nobody can reach, told in the log once each; bounded by `HOSTS_TOLD`.
     told: Mutex<HashSet<String>>,
 }
@@ -88,6 +97,15 @@ pub(crate) struct Parts {
     pub(crate) clock: Clock,
     pub(crate) metrics: WebhookMetrics,
     pub(crate) ours: Vec<SocketAddr>,
+}
+
+/// What the deliverer has come to.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// Rows that it took.
+    taken: u64,
+    /// Nothing is under way or waits for a receiver: what it has rests until its next attempt.
+    idle: bool,
 }
 
 /// A row that is due.
@@ -123,6 +141,8 @@ impl Webhooks {
             ours,
             waiting: Mutex::default(),
             due,
+            given: AtomicU64::new(0),
+            progress: watch::Sender::new(Progress { taken: 0, idle: true }),
             told: Mutex::default(),
         };
         (hooks, queue)
@@ -154,9 +174,15 @@ impl Webhooks {
         Ok(jobs)
     }
 
-    /// What is to become of a JSON create's webhook. `body` is changed where it does not go up as it is; `None` where it does.
-    fn intake(self: &Arc<Self>, body: &mut Bytes, account: &str, client: &str) -> Result<Option<Intent>, Rejection> {
-        let Some(asked) = intake::asked(body) else { return Ok(None) };
+    /// What is to become of a create's webhook. `body` is changed where it does not go up as it is; `None` where it does.
+    fn intake(
+        self: &Arc<Self>,
+        shape: &Shape,
+        body: &mut Bytes,
+        account: &str,
+        client: &str,
+    ) -> Result<Option<Intent>, Rejection> {
+        let Some(asked) = shape.asked(body) else { return Ok(None) };
         let Some(target) = Target::parse(&asked.url) else { return Ok(None) };
         let place = target.place(&self.allow);
         let relayed = match (place, &self.public_url) {
@@ -172,11 +198,8 @@ impl Webhooks {
             return Err(Rejection::WebhookSecretMissing);
         }
         let token = relayed.map(|_| random_token());
-        let new = match relayed.zip(token.as_ref()) {
-            Some((url, token)) => intake::with(body, &format!("{url}/{token}")),
-            None => intake::without(body),
-        };
-        let Some(new) = new else { return Ok(None) };
+        let ours = relayed.zip(token.as_ref()).map(|(url, token)| format!("{url}/{token}"));
+        let Some(new) = shape.rewritten(body, ours.as_deref()) else { return Ok(None) };
         *body = new;
         let Events { completed, failed } = asked.events;
         let (account, client, target) = (account.to_owned(), client.to_owned(), asked.url.trim().to_owned());
@@ -226,7 +249,16 @@ impl Webhooks {
         }
     }
 
+    /// Waits until all that was given has been tried, for the drain. What rests until a later attempt is not waited for.
+    pub(crate) async fn tried(&self) {
+        // SeqCst: whoever was told of a job's end before the drain began is counted.
+        let all = |progress: &Progress| progress.idle && progress.taken == self.given.load(Ordering::SeqCst);
+        // An error: the deliverer has ended.
+        let _ = self.progress.subscribe().wait_for(all).await;
+    }
+
     fn deliver(&self, due: Due) {
+        self.given.fetch_add(1, Ordering::SeqCst);
         // Without a deliverer the proxy is ending; the ledger keeps the row.
         let _ = self.due.send(due);
     }
@@ -267,15 +299,21 @@ impl Webhooks {
 }
 
 impl App {
-    /// Takes a JSON create's webhook out of its body where it is ours to deliver, and writes down that it will be owed.
+    /// Takes a create's webhook out of its body where it is ours to deliver, and writes down that it will be owed. Of a form that was not read
+    /// whole, only what stands before its model is seen.
     pub(crate) async fn take_webhook(&self, outgoing: &mut Outgoing) -> Result<(), Rejection> {
-        if outgoing.call.create != Some(Create::Json) {
-            return Ok(());
-        }
+        let shape = match outgoing.call.create {
+            Some(Create::Json) => Shape::Json,
+            Some(Create::Multipart) => match form::boundary(&outgoing.head.headers) {
+                Some(boundary) => Shape::Form(boundary),
+                None => return Ok(()),
+            },
+            None => return Ok(()),
+        };
         let (account, client) = (&self.accounts[outgoing.account].name, self.clients.name(outgoing.client));
-        let Some(body) = outgoing.held.whole_mut() else { return Ok(()) };
-        let Some(mut intent) = self.webhooks.intake(body, account, client)? else { return Ok(()) };
-        intake::describe(&mut outgoing.head.headers, body);
+        let Some(body) = outgoing.held.front_mut() else { return Ok(()) };
+        let Some(mut intent) = self.webhooks.intake(&shape, body, account, client)? else { return Ok(()) };
+        shape.describe(&mut outgoing.head.headers, body);
         intent.keep().await?;
         outgoing.webhook = Some(Box::new(intent));
         Ok(())

@@ -183,6 +183,14 @@ impl Held {
         }
     }
 
+    /// What is here of a body, to be replaced: all of it, or what stands before the part that is still to come.
+    pub(crate) fn front_mut(&mut self) -> Option<&mut Bytes> {
+        match self {
+            Self::Whole(bytes, _) | Self::Once { prefix: bytes, .. } => Some(bytes),
+            Self::Gone => None,
+        }
+    }
+
     /// Takes back a body that provably was not sent.
     pub(crate) fn take_back(&mut self, body: SendBody) {
         if let (Self::Gone, Sending::Stream(stream)) = (&*self, body.0) {

@@ -14,7 +14,7 @@ use crate::ledger::{self, outbox::Message, outbox::Next};
 
 use super::send::{Attempt, Dial};
 use super::target::Target;
-use super::{Due, Webhooks, schedule};
+use super::{Due, Progress, Webhooks, schedule};
 
 /// Attempts at one receiver at a time.
 const PER_RECEIVER: usize = 4;
@@ -33,6 +33,8 @@ struct Deliverer {
     resting: HashMap<i64, Due>,
     receivers: HashMap<String, Receiver>,
     attempts: JoinSet<Made>,
+    /// Rows that were taken.
+    taken: u64,
     /// What each of them is about, should it panic.
     tasks: HashMap<task::Id, (i64, String)>,
 }
@@ -69,6 +71,7 @@ pub(crate) async fn run(hooks: Arc<Webhooks>, dial: Arc<dyn Dial>, mut queue: mp
         resting: HashMap::new(),
         receivers: HashMap::new(),
         attempts: JoinSet::new(),
+        taken: 0,
         tasks: HashMap::new(),
     };
     loop {
@@ -95,11 +98,15 @@ pub(crate) async fn run(hooks: Arc<Webhooks>, dial: Arc<dyn Dial>, mut queue: mp
         }
         let pending = i64::try_from(deliverer.known.len()).unwrap_or(i64::MAX);
         deliverer.hooks.metrics.pending.set(pending);
+        // A receiver is known while it has something to do.
+        let progress = Progress { taken: deliverer.taken, idle: deliverer.receivers.is_empty() };
+        deliverer.hooks.progress.send_replace(progress);
     }
 }
 
 impl Deliverer {
     fn take(&mut self, due: Due) {
+        self.taken += 1;
         if !self.known.insert(due.id) {
             // A replay of what rests: its time has come. Under way already: that is enough.
             if due.wait.is_zero()

@@ -12,9 +12,10 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::event::Events;
+use super::form;
 
-const WEBHOOK: &str = "webhook";
-const EVENTS: &str = "webhook_events";
+pub(super) const WEBHOOK: &str = "webhook";
+pub(super) const EVENTS: &str = "webhook_events";
 /// Fields that tell of the body's exact bytes.
 const DIGESTS: [HeaderName; 4] = [
     HeaderName::from_static("content-digest"),
@@ -30,8 +31,45 @@ pub(crate) struct Asked {
     pub(crate) events: Events,
 }
 
+/// How a create's body is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Shape {
+    Json,
+    /// With this boundary.
+    Form(String),
+}
+
+impl Shape {
+    /// What a create asks for; `None` where it asks for nothing.
+    pub(crate) fn asked(&self, body: &[u8]) -> Option<Asked> {
+        match self {
+            Self::Json => asked(body),
+            Self::Form(boundary) => form::asked(body, boundary),
+        }
+    }
+
+    /// The body with `url` in place of its webhook, and with all events; or without both.
+    pub(crate) fn rewritten(&self, body: &[u8], url: Option<&str>) -> Option<Bytes> {
+        match self {
+            Self::Json => rewritten(body, url),
+            Self::Form(boundary) => form::rewritten(body, boundary, url),
+        }
+    }
+
+    /// Length and digests of the body that is sent. What is sent of a form may be its beginning: its length goes by what follows.
+    pub(crate) fn describe(&self, headers: &mut HeaderMap, body: &[u8]) {
+        if *self == Self::Json {
+            return describe(headers, body);
+        }
+        headers.remove(header::CONTENT_LENGTH);
+        for name in &DIGESTS {
+            headers.remove(name);
+        }
+    }
+}
+
 /// What a JSON create asks for; `None` where it asks for none, or is not an object.
-pub(crate) fn asked(body: &[u8]) -> Option<Asked> {
+fn asked(body: &[u8]) -> Option<Asked> {
     // Most creates name none: spare them the parsing. An escaped name would be no name that anybody writes, but it is one.
     if !contains(body, WEBHOOK.as_bytes()) && !contains(body, b"\\u") {
         return None;
@@ -46,18 +84,7 @@ pub(crate) fn asked(body: &[u8]) -> Option<Asked> {
     Some(Asked { url, events: Events::of(value(EVENTS).as_ref()) })
 }
 
-/// The body without its webhook.
-pub(crate) fn without(body: &[u8]) -> Option<Bytes> {
-    rewritten(body, None)
-}
-
-/// The body with `url` in place of its webhook, and both events in place of those it asked for: which are passed on is decided here.
-pub(crate) fn with(body: &[u8], url: &str) -> Option<Bytes> {
-    rewritten(body, Some(url))
-}
-
-/// Length and digests of the body that is sent.
-pub(crate) fn describe(headers: &mut HeaderMap, body: &[u8]) {
+fn describe(headers: &mut HeaderMap, body: &[u8]) {
     if headers.contains_key(header::CONTENT_LENGTH) {
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
@@ -70,6 +97,8 @@ fn contains(text: &[u8], what: &[u8]) -> bool {
     text.windows(what.len()).any(|at| at == what)
 }
 
+/// The body with `url` in place of its webhook, and both events in place of those it asked for: which are passed on is decided here. Or
+/// without both.
 fn rewritten(body: &[u8], url: Option<&str>) -> Option<Bytes> {
     let members = members(body)?;
     let values = members.iter().map(|member| value_range(body, member)).collect::<Option<Vec<_>>>()?;
@@ -151,7 +180,7 @@ mod tests {
     use super::*;
 
     fn cut(body: &str) -> String {
-        String::from_utf8(without(body.as_bytes()).expect("an object").to_vec()).expect("text")
+        String::from_utf8(rewritten(body.as_bytes(), None).expect("an object").to_vec()).expect("text")
     }
 
     #[test]
@@ -205,7 +234,7 @@ mod tests {
     fn a_new_url_takes_the_place_of_the_old() {
         let body = br#"{"webhook" : "http://localhost:1/", "n":1.50, "webhook_events":["failed"]}"#;
         let expected = r#"{"webhook" : "https://p/\"", "n":1.50, "webhook_events":["completed","failed"]}"#;
-        assert_eq!(with(body, "https://p/\"").expect("an object"), expected);
+        assert_eq!(rewritten(body, Some("https://p/\"")).expect("an object"), expected);
     }
 
     #[test]
@@ -231,7 +260,7 @@ mod tests {
                 format!("{{{}}}", members.join(","))
             };
             let body = text(&names);
-            let cut = without(body.as_bytes()).expect("an object");
+            let cut = rewritten(body.as_bytes(), None).expect("an object");
             let left = members(&cut).expect("still an object");
             let stays = |name: &&str| !name.starts_with("webhook");
             let expected: Vec<(String, String)> = members(body.as_bytes()).unwrap().into_iter()

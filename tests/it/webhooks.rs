@@ -44,6 +44,8 @@ enum Manner {
     /// 500 this often, then 204.
     Fail(u32),
     Hang,
+    /// 204 after a while.
+    Slow(Duration),
     Refuse,
 }
 
@@ -73,6 +75,8 @@ impl Hit {
 struct Receivers {
     manners: Arc<Mutex<HashMap<u16, Manner>>>,
     hits: Arc<Mutex<Vec<Hit>>>,
+    /// Ports of slow receivers, for each answer.
+    answered: Arc<Mutex<Vec<u16>>>,
 }
 
 impl Receivers {
@@ -111,6 +115,11 @@ impl Receivers {
                 receivers.hits.lock().expect("no panics").push(hit);
                 let status = match receivers.manner(port) {
                     Manner::Answer(status) => status,
+                    Manner::Slow(delay) => {
+                        sleep(delay).await;
+                        receivers.answered.lock().expect("no panics").push(port);
+                        204
+                    }
                     _ => std::future::pending().await,
                 };
                 let mut answer = Response::new(Full::new(Bytes::from_static(b"noted")));
@@ -548,6 +557,49 @@ async fn an_end_that_was_seen_but_not_written_is_found_again() {
     assert_eq!(stage.receivers.hits().len(), 1);
 }
 
+/// The upstream's way to read a form.
+fn form(parts: &[(&str, &str)]) -> Request<Full<Bytes>> {
+    let part = |(name, value): &(&str, &str)| {
+        let file = if name.starts_with("file:") { "; filename=\"a.png\"" } else { "" };
+        format!("--XX\r\nContent-Disposition: form-data; name=\"{name}\"{file}\r\n\r\n{value}\r\n")
+    };
+    let body: String = parts.iter().map(part).collect::<String>() + "--XX--\r\n";
+    let mut request = post("/v1/predictions/upload", body);
+    request.headers_mut().insert("content-type", "multipart/form-data; boundary=XX".parse().expect("a type"));
+    request
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_webhook_of_a_form_is_delivered_like_any_other() {
+    let large = "x".repeat(3 << 20);
+    for file in ["abc", &large] {
+        let stage = Stage::new(OUT);
+        let (hook, events) = (("webhook", HOOK), ("webhook_events", "completed"));
+        let parts = [hook, events, ("model", "m"), ("input", "{}"), ("file:image", file)];
+        let answer = stage.send(form(&parts)).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        sleep(secs(30)).await;
+        let hits = stage.receivers.hits();
+        let [hit] = &hits[..] else { panic!("{hits:?}") };
+        assert_eq!((hit.job(), hit.port), (answer.job_id(), 3000));
+        let sent = stage.sent();
+        assert!(!sent.contains("webhook") && !sent.contains("3000"), "{}", &sent[..1_000]);
+        let seen = stage.mock.requests().into_iter().find(|seen| seen.method == "POST").expect("a create");
+        assert!(seen.headers.contains_key("content-length"), "it is still told: {:?}", seen.headers);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_webhook_of_a_form_is_relayed() {
+    let stage = Stage::with(IN, Options { run_time: RunTime::Fixed(secs(3_600)), ..options() });
+    let answer = stage.send(form(&[("model", "m"), ("input", "{}"), ("webhook", HOOK)])).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    let tell = format!(r#"{{"job_id":"{}","status":"completed"}}"#, answer.job_id());
+    assert_eq!(stage.call(signed(&stage.token(), tell)).await.status, 200);
+    sleep(secs(1)).await;
+    assert_eq!((stage.receivers.hits().len(), stage.proxy.usage().jobs_live), (1, 0));
+}
+
 // ---- In -----------------------------------------------------------------------------------------------------------------
 
 #[tokio::test(start_paused = true)]
@@ -866,4 +918,34 @@ async fn the_documented_receiver_takes_what_is_signed_and_nothing_else() {
     live.send(poll(&id)).await;
     assert_eq!(next().await, format!("{id} completed"));
     soon("it is delivered", async || live.webhooks().await[0]["state"] == "delivered").await;
+}
+
+#[tokio::test]
+async fn the_drain_waits_for_deliveries_that_are_under_way() {
+    let live = Live::new(OUT_LIVE, quick(None)).await;
+    live.receivers.set(live.receiver.port(), Manner::Slow(Duration::from_millis(400)));
+    let hook = format!("http://{}/hook", live.receiver);
+    assert_eq!(live.send(create(&hook, &json!({}))).await.status, 201);
+    live.receivers.wait_for(1).await;
+    assert!(live.receivers.answered.lock().expect("no panics").is_empty(), "it is under way");
+    assert!(live.server.drain().await);
+    assert_eq!(*live.receivers.answered.lock().expect("no panics"), [live.receiver.port()]);
+}
+
+#[tokio::test]
+async fn a_delivery_that_outlasts_the_drain_is_made_by_the_next_process() {
+    let toml = format!("{OUT_LIVE}\n[server]\ndrain_timeout = \"300ms\"\n[state]\npath = \"state\"");
+    let Live { server, mock, receivers, receiver, _scratch: scratch } = Live::new(&toml, quick(None)).await;
+    receivers.set(receiver.port(), Manner::Hang);
+    let create = create(&format!("http://{receiver}/hook"), &json!({}));
+    assert_eq!(send_to(server.listen[0], create).await.status, 201);
+    receivers.wait_for(1).await;
+    let begun = Instant::now();
+    server.drain().await;
+    assert!(begun.elapsed() < secs(5), "{:?}", begun.elapsed());
+    receivers.set(receiver.port(), Manner::Answer(204));
+    let server = Server::start(&scratch.load(FREE, &toml, &mock.url())).await.expect("free ports");
+    let hits = receivers.wait_for(2).await;
+    assert_eq!((hits[0].id(), &hits[0].body), (hits[1].id(), &hits[1].body));
+    assert!(server.drain().await);
 }
