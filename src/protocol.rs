@@ -50,6 +50,8 @@ pub(crate) enum Meaning<'a> {
     Cancel(&'a str),
     /// Something else about a job: it takes the key of the job's account, and its answer is not read.
     About(&'a str),
+    /// A list of jobs: its answer is read, as it has URLs of the upstream.
+    List,
     Nothing,
 }
 
@@ -60,13 +62,14 @@ pub(crate) enum Does {
     Status,
     Cancel,
     About,
+    List,
 }
 
 /// A method and a path, and what a request with both does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub(crate) method: Method,
-    /// All but creates have the group `id`.
+    /// All but creates and lists have the group `id`.
     pub(crate) path: Pattern,
     pub(crate) does: Does,
 }
@@ -164,6 +167,7 @@ impl Protocol {
             Does::Status => Meaning::Status(id()),
             Does::Cancel => Meaning::Cancel(id()),
             Does::About => Meaning::About(id()),
+            Does::List => Meaning::List,
         }
     }
 
@@ -353,6 +357,7 @@ mod tests {
         assert_eq!(meaning(Method::GET, "/v1/predictions/p1"), Meaning::Status("p1"));
         assert_eq!(meaning(Method::POST, "/v1/predictions/p1/cancel"), Meaning::Cancel("p1"));
         assert_eq!(meaning(Method::DELETE, "/v1/predictions/p1"), Meaning::Nothing);
+        assert_eq!(meaning(Method::GET, "/v1/predictions"), Meaning::List);
         assert_eq!(meaning(Method::GET, "/v1/models/acme/boats/versions/1"), Meaning::Nothing);
         assert_eq!(protocol.family("/llm/openai/v1/chat/completions"), Family::Native);
         let request = (Method::GET, "/v1/predictions/p1".to_owned());

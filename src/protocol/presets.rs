@@ -53,6 +53,7 @@ pub(crate) fn replicate() -> Protocol {
             ("POST /v1/deployments/{owner}/{name}/predictions", Does::Create(Create::Json)),
             ("GET /v1/predictions/{id}", Does::Status),
             ("POST /v1/predictions/{id}/cancel", Does::Cancel),
+            ("GET /v1/predictions", Does::List),
         ]),
         ids: pointers(&["/id"]),
         wrapper: None,
@@ -69,7 +70,7 @@ pub(crate) fn replicate() -> Protocol {
         llm_auth: None,
         headers: Vec::new(),
         // All of them: those of other hosts, as `stream` and `web` may be, are left alone.
-        rewrite: pointers(&["/urls/*"]),
+        rewrite: pointers(&["/urls/*", "/results/*/urls/*", "/next", "/previous"]),
         wait: Some(WaitField { at: pointer("/detail"), around: around("~{seconds}s") }),
         prefer_wait: true,
         not_found: r#"{"detail":"The requested resource could not be found.","status":404,"title":"Not found"}"#.into(),

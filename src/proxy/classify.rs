@@ -19,6 +19,8 @@ pub(crate) struct Call {
     pub(crate) create: Option<Create>,
     /// The job it asks about or cancels.
     pub(crate) job: Option<String>,
+    /// It asks for a list of jobs.
+    pub(crate) list: bool,
     pub(crate) auth: RouteAuth,
     /// It may be repeated without harm (RFC 9110 §9.2.2; PUT is left out, as the upstream's are not known to be). Asking about a job
     /// and cancelling it always may, whatever the method.
@@ -31,12 +33,13 @@ impl Call {
     /// By method and path alone.
     pub(crate) fn classify(protocol: &Protocol, routes: &[config::Route], request: &request::Parts) -> Self {
         let path = request.uri.path();
-        let (class, create, job) = match protocol.meaning(&request.method, path) {
+        let meaning = protocol.meaning(&request.method, path);
+        let (class, create, job) = match meaning {
             Meaning::Create(kind) => (Class::Create, Some(kind), None),
             Meaning::Status(id) => (Class::Poll, None, Some(id.to_owned())),
             Meaning::Cancel(id) => (Class::Cancel, None, Some(id.to_owned())),
             Meaning::About(id) => (Class::Other, None, Some(id.to_owned())),
-            Meaning::Nothing => (Class::Other, None, None),
+            Meaning::List | Meaning::Nothing => (Class::Other, None, None),
         };
         let route = routes.iter().find(|route| path.starts_with(&route.prefix));
         Self {
@@ -44,6 +47,7 @@ impl Call {
             family: protocol.family(path),
             create,
             job,
+            list: meaning == Meaning::List,
             auth: route.map_or(RouteAuth::Account, |route| route.auth),
             repeatable: matches!(class, Class::Poll | Class::Cancel)
                 || matches!(request.method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS),
@@ -60,6 +64,7 @@ impl Call {
             family: Family::Native,
             create: None,
             job: Some(id.to_owned()),
+            list: false,
             auth: RouteAuth::Account,
             repeatable: true,
             held_secs: 0,
@@ -81,6 +86,6 @@ impl Call {
 
     /// Its answer is read by us before it is passed on.
     pub(crate) fn observed(&self) -> bool {
-        self.class != Class::Other
+        self.class != Class::Other || self.list
     }
 }

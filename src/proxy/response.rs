@@ -63,8 +63,8 @@ impl App {
         self.tell(&mut head.headers, &finish);
         let body = match body {
             ReplyBody::Whole(bytes) => {
-                let about_job = matches!(finish.record.class, Some(Class::Create | Class::Poll | Class::Cancel));
-                let host = finish.record.uri.authority().filter(|_| about_job);
+                // Whole is what was read, as it is about jobs, or a refusal.
+                let host = finish.record.uri.authority();
                 let turned = host.and_then(|host| self.turned(&bytes, host));
                 if turned.is_some() {
                     fit(&mut head.headers);

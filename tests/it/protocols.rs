@@ -91,8 +91,12 @@ async fn urls_lead_back_to_the_proxy_and_nothing_else_changes() {
     );
     let cancelled = site.send(post(&format!("/v1/predictions/{id}/cancel"), "")).await;
     assert_eq!((urls(&cancelled), &cancelled.json()["status"]), (of("localhost:8787"), &json!("succeeded")));
-    // Not about a job: passed on as it came.
-    assert!(String::from_utf8_lossy(&site.send(get("/v1/predictions")).await.body).contains("http://localhost:1/"));
+    // Lists, too, and the way from page to page.
+    let list = site.send(get("/v1/predictions?cursor=c")).await;
+    assert!(list.whole && !String::from_utf8_lossy(&list.body).contains("http://localhost:1/"), "{list:?}");
+    let list = list.json();
+    assert_eq!(list["results"][0]["urls"]["get"], format!("http://localhost:8787/v1/predictions/{id}"));
+    assert_eq!(list["previous"], "http://localhost:8787/v1/predictions");
 }
 
 #[tokio::test(start_paused = true)]
