@@ -23,6 +23,10 @@ mod polling;
 
 mod retries;
 
+mod upstream;
+
+mod circuit;
+
 mod streams;
 
 mod answers;

@@ -8,6 +8,8 @@ pub mod client;
 
 pub mod config;
 
+pub mod raw;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
