@@ -1,10 +1,15 @@
 //! An upstream that fails in every way: what the caller is told, what is given back, and that the next call is none the worse.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use sluicegate::mock::{Mock, Options};
+use sluicegate::server::Server;
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use crate::support::client::{With, request};
+use crate::support::client::{self, With, request};
+use crate::support::config::Scratch;
 use crate::support::raw::{Before, GOOD, Step, send, send_and_close};
 use crate::support::{Answer, KEY, NOTHING, create, get, poll, post};
 
@@ -328,6 +333,36 @@ async fn redirects_are_passed_on_and_never_followed_with_the_key() {
             assert!(!format!("{answer:?}").contains(KEY));
         }
     }
+}
+
+/// The key is sent to nobody who cannot prove that it is the upstream.
+#[tokio::test]
+async fn a_stranger_s_certificate_gets_nothing() {
+    let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(own.signing_key.serialize_der().into());
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![own.cert.der().clone()], key)
+        .expect("a key");
+    let any = "127.0.0.1:0".parse().expect("an address");
+    let mock = Mock::start_tls(Options::default(), any, Arc::new(tls)).await.expect("a port");
+    let scratch = Scratch::new();
+    let url = format!("https://localhost:{}", mock.addr().port());
+    let config = scratch.load("requests_per_minute = 60\nconcurrent_jobs = 5", "[retry]\nmax_attempts = 1", &url);
+    let server = Server::start(&config).await.expect("free ports");
+    for call in [create(), get("/v1/a")] {
+        let io = TcpStream::connect(server.listen[0]).await.expect("open");
+        let answer = client::exchange(io, call).await;
+        is(&answer, 502, "upstream_unreachable", 1, "TLS");
+        assert!(answer.json()["detail"].as_str().is_some_and(|detail| detail.contains("TLS")), "{answer:?}");
+        assert!(["", "not-sent"].contains(&answer.header("sluicegate-charge")));
+        assert_eq!(answer.header("x-ratelimit-remaining"), "60", "nothing is spent");
+    }
+    assert_eq!((mock.stats().attempts, mock.stats().unauthorized, mock.stats().connections), (0, 0, 0));
+    assert!(server.drain().await);
+    mock.shutdown().await;
 }
 
 /// A create is asked again after a status that the vendor documents, but not where that answer is broken.
