@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -407,6 +407,27 @@ fn files_that_others_may_write_are_refused() {
     }
     scratch.write_with_mode("proxy.toml", MINIMAL, 0o644);
     assert!(config::load(&sources).is_ok());
+}
+
+#[test]
+fn secret_files_that_others_may_write_are_refused() {
+    let scratch = Scratch::new();
+    let text = MINIMAL.replace("{ env = \"CORE_API_KEY\" }", "{ file = \"mounted\" }");
+    // As secrets are mounted: a link to a file in a directory that is swapped.
+    std::os::unix::fs::symlink("key", scratch.0.join("mounted")).unwrap();
+    for mode in [0o620, 0o602, 0o666, 0o646] {
+        scratch.write_with_mode("key", "abc", mode);
+        let report = scratch.load("proxy.toml", &text).unwrap_err().to_string();
+        assert!(report.contains("other users can write") && report.contains("chmod go-w"), "{report}");
+        assert!(report.contains("accounts.") && !report.contains("abc"), "{report}");
+    }
+    for (mode, warned) in [(0o600, false), (0o400, false), (0o640, true), (0o444, true), (0o644, true)] {
+        scratch.write_with_mode("key", "abc", mode);
+        let loaded = scratch.load("proxy.toml", &text).unwrap();
+        // Those of root may be read by all: Kubernetes mounts them so.
+        let warned = warned && fs::metadata(scratch.0.join("key")).unwrap().uid() != 0;
+        assert_eq!(loaded.warnings.len(), usize::from(warned), "{mode:o}: {:?}", loaded.warnings);
+    }
 }
 
 #[test]

@@ -94,6 +94,20 @@ async fn the_key_shows_in_no_log_at_any_level_and_in_no_answer() {
     assert!(!format!("{config:?} {config:#?}").contains(KEY));
 }
 
+/// Whatever is unwrapped, its text is what the log of a panic shows.
+#[test]
+fn the_key_shows_in_no_panic() {
+    let config = Scratch::new().load("requests_per_minute = 60", "", "http://localhost:1");
+    let key = config.accounts[0].key.clone();
+    assert_eq!(key.expose(), KEY);
+    let caught = std::panic::catch_unwind(move || {
+        std::hint::black_box(Err::<(), _>((key, config))).expect("unwrapped");
+    });
+    let said = caught.expect_err("it panics");
+    let said = said.downcast_ref::<String>().expect("text");
+    assert!(said.contains("[redacted]") && !said.contains(KEY), "{said}");
+}
+
 fn arrived(answer: &Answer) -> (String, String) {
     let json = answer.json();
     let headers = json["headers"].as_array().expect("a list");
