@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
 use sluicegate::mock::{Mock, Options};
 use sluicegate::server::Server;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::client::{self, With, request};
 use crate::support::config::Scratch;
@@ -28,9 +31,11 @@ async fn none_the_worse(before: &Before, case: &str) {
     let answer = before.send(get("/v1/good")).await;
     assert!(answer.status == 201 && answer.whole && answer.attempts() == 1, "{case}: {answer:?}");
     assert_eq!((before.raw.connections(), before.raw.requests().len()), (connections + 1, requests + 1), "{case}");
-    // A create of unknown outcome lets its slot go.
+    // A create of unknown outcome lets its slot go, and every attempt leaves the window.
     sleep(Duration::from_secs(150)).await;
     assert_eq!(before.proxy.usage(), NOTHING, "{case}");
+    let requests = &before.proxy.status()["accounts"][0]["requests"];
+    assert_eq!((&requests["used"], &requests["remaining"]), (&0.into(), &600.into()), "{case}: permits are home");
 }
 
 #[track_caller]
@@ -265,6 +270,27 @@ async fn a_connection_closed_as_a_request_is_written_repeats_only_what_is_safe()
 async fn none_the_worse_after(before: &Before, attempts: u64) {
     before.settled().await;
     assert_eq!(before.raw.requests().len() as u64, 1 + attempts);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_before_the_body_was_sent_is_passed_on() {
+    let refusal = "HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 7\r\n\r\ntoo big";
+    let paths: [fn() -> Request<Full<Bytes>>; 3] =
+        [|| post("/v1/echo", vec![7; 3 << 20]), || request("PUT", "/v1/echo", vec![7; 100]), create];
+    for (n, call) in paths.into_iter().enumerate() {
+        for steps in [send_and_close(refusal), vec![Step::Send(refusal.into()), Step::Hang]] {
+            let before = Before::new("");
+            before.raw.be_impatient();
+            before.raw.next(1, &steps);
+            let answer = timeout(Duration::from_secs(5), before.send(call())).await.expect("an answer");
+            assert_eq!(
+                (answer.status.as_u16(), &answer.body[..], answer.attempts()),
+                (413, &b"too big"[..], 1),
+                "{n} {steps:?}"
+            );
+            none_the_worse(&before, "early").await;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! An upstream that answers with whatever bytes it is told, over memory or a socket. It reads requests whole and counts them.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -54,6 +54,8 @@ pub struct Raw {
     refused: AtomicU32,
     /// How long a connection takes.
     delay: Mutex<Duration>,
+    /// Answers come when the head is there, and bodies are not read.
+    impatient: AtomicBool,
     connections: AtomicU32,
     requests: Mutex<Vec<String>>,
 }
@@ -80,6 +82,11 @@ impl Raw {
         self.refused.load(Ordering::SeqCst)
     }
 
+    /// Answers as soon as the head is there, and reads no bodies.
+    pub fn be_impatient(&self) {
+        self.impatient.store(true, Ordering::SeqCst);
+    }
+
     /// How long a connection takes from now on, refused or not.
     pub fn delay(&self, delay: Duration) {
         *self.delay.lock().expect("no panics") = delay;
@@ -99,7 +106,8 @@ impl Raw {
     pub async fn serve(self: Arc<Self>, mut io: impl AsyncRead + AsyncWrite + Unpin + Send) {
         self.connections.fetch_add(1, Ordering::SeqCst);
         let mut unread = Vec::new();
-        while let Some(request) = read_request(&mut io, &mut unread).await {
+        let bodies = !self.impatient.load(Ordering::SeqCst);
+        while let Some(request) = read_request(&mut io, &mut unread, bodies).await {
             self.requests.lock().expect("no panics").push(request);
             let steps = self.script.lock().expect("no panics").pop_front();
             for step in steps.unwrap_or_else(|| send(GOOD)) {
@@ -120,10 +128,10 @@ impl Raw {
 }
 
 /// One request, whole; `None` where the other side has closed.
-async fn read_request(io: &mut (impl AsyncRead + Unpin), unread: &mut Vec<u8>) -> Option<String> {
+async fn read_request(io: &mut (impl AsyncRead + Unpin), unread: &mut Vec<u8>, bodies: bool) -> Option<String> {
     let mut buffer = [0; 4096];
     loop {
-        if let Some(end) = end_of_request(unread) {
+        if let Some(end) = end_of_request(unread, bodies) {
             let request = unread.drain(..end).collect::<Vec<_>>();
             return Some(String::from_utf8_lossy(&request).into_owned());
         }
@@ -134,9 +142,12 @@ async fn read_request(io: &mut (impl AsyncRead + Unpin), unread: &mut Vec<u8>) -
     }
 }
 
-fn end_of_request(bytes: &[u8]) -> Option<usize> {
+fn end_of_request(bytes: &[u8], bodies: bool) -> Option<usize> {
     let text = String::from_utf8_lossy(bytes);
     let head = text.find("\r\n\r\n")? + 4;
+    if !bodies {
+        return Some(head);
+    }
     let field = |name: &str| {
         let lines = text[..head].lines();
         lines.filter_map(|line| line.split_once(": ")).find(|(n, _)| *n == name).map(|(_, value)| value.to_owned())
@@ -177,9 +188,9 @@ pub struct Before {
 }
 
 impl Before {
-    /// A plan without a rate and 20 jobs, and these tables.
+    /// An ample plan, and these tables.
     pub fn new(toml: &str) -> Self {
-        Self::with_plan("concurrent_jobs = 20", toml)
+        Self::with_plan("requests_per_minute = 600\nconcurrent_jobs = 20", toml)
     }
 
     /// This plan, and these tables.
