@@ -409,6 +409,22 @@ fn files_that_others_may_write_are_refused() {
     assert!(config::load(&sources).is_ok());
 }
 
+/// Every key that bounds the way upstream stands in docs/limits.md with its default.
+#[test]
+fn every_bound_on_the_way_upstream_is_documented() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/limits.md")).unwrap();
+    let upstream = page.split("\n## ").find(|section| section.starts_with("Upstream")).expect("a section");
+    let no_bounds =
+        ["upstream.url", "upstream.allow_plain_http", "upstream.protocol", "upstream.http2", "retry.statuses"];
+    let bounds = config::keys().filter(|key| {
+        let bounds = ["upstream.", "retry.", "queue.", "jobs."].iter().any(|section| key.starts_with(section));
+        bounds && !no_bounds.contains(key) && !["retry.creates", "jobs.shared"].contains(key)
+    });
+    for key in bounds {
+        assert!(upstream.contains(&format!("`{key}`")), "{key} is not in docs/limits.md");
+    }
+}
+
 #[test]
 fn secret_files_that_others_may_write_are_refused() {
     let scratch = Scratch::new();

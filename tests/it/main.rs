@@ -33,6 +33,8 @@ mod answers;
 
 mod secrets;
 
+mod security;
+
 mod cancel;
 
 mod protocols;
