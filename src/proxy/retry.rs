@@ -256,7 +256,8 @@ impl Sending<'_> {
                     }
                     if self.explains_in_its_body(&head) {
                         // Boxed, as it is rare: every request's future would be larger by it.
-                        let read = Box::pin(told_in_the_body(&self.worker.app.protocol, &mut head, &mut rest)).await;
+                        let read =
+                            Box::pin(told_in_the_body(&self.worker.app.protocol, &mut head, &mut rest, &back)).await;
                         self.listen(permit, &head);
                         return Ok(Reply::new(head, read.into_body(rest, back)));
                     }
@@ -355,7 +356,7 @@ impl Sending<'_> {
         let idle = self.worker.app.idle_timeout.min(timeout);
         let creates = self.call.class == Class::Create;
         let max_body = usize::try_from(self.worker.app.max_body_bytes).unwrap_or(usize::MAX);
-        match collect(&mut rest, idle, if creates { max_body } else { OBSERVED_BYTES }).await {
+        match collect(&mut rest, &back, idle, if creates { max_body } else { OBSERVED_BYTES }).await {
             Collected::Whole(bytes) => {
                 back.whole();
                 reply(head, ReplyBody::Whole(bytes))
@@ -461,17 +462,17 @@ impl Collected {
     }
 }
 
-async fn collect(body: &mut Incoming, idle: Duration, most: usize) -> Collected {
+async fn collect(body: &mut Incoming, back: &Return, idle: Duration, most: usize) -> Collected {
     let mut whole = BytesMut::new();
     loop {
         match tokio::time::timeout(idle, body.frame()).await {
-            Ok(None) => return Collected::Whole(whole.freeze()),
+            Ok(None) if back.has_ended(body) => return Collected::Whole(whole.freeze()),
             Ok(Some(Ok(frame))) => {
                 if let Ok(data) = frame.into_data() {
                     whole.extend_from_slice(&data);
                 }
             }
-            Ok(Some(Err(_))) | Err(_) => return Collected::Broken,
+            Ok(None | Some(Err(_))) | Err(_) => return Collected::Broken,
         }
         if whole.len() > most {
             return Collected::Longer(whole.freeze());
@@ -480,8 +481,13 @@ async fn collect(body: &mut Incoming, idle: Duration, most: usize) -> Collected 
 }
 
 /// Reads a refusal that says in its body how long to wait, and says it as `Retry-After`, where the rest of the way and the caller look.
-async fn told_in_the_body(protocol: &Protocol, head: &mut response::Parts, rest: &mut Incoming) -> Collected {
-    let read = collect(rest, EXPLAINED_WITHIN, KEPT_BYTES).await;
+async fn told_in_the_body(
+    protocol: &Protocol,
+    head: &mut response::Parts,
+    rest: &mut Incoming,
+    back: &Return,
+) -> Collected {
+    let read = collect(rest, back, EXPLAINED_WITHIN, KEPT_BYTES).await;
     if let Collected::Whole(body) = &read
         && let Some(wait) = protocol.wait(body)
     {
@@ -495,7 +501,7 @@ async fn told_in_the_body(protocol: &Protocol, head: &mut response::Parts, rest:
 async fn keep(result: Result<Reply, Failed>) -> Result<Reply, Failed> {
     let Ok(mut reply) = result else { return result };
     if let ReplyBody::Stream { mut rest, back, .. } = reply.body {
-        reply.body = match collect(&mut rest, Duration::from_secs(1), KEPT_BYTES).await {
+        reply.body = match collect(&mut rest, &back, Duration::from_secs(1), KEPT_BYTES).await {
             Collected::Whole(bytes) => {
                 back.whole();
                 ReplyBody::Whole(bytes)

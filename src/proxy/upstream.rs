@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -326,6 +326,12 @@ struct Lease {
 pub(crate) struct Return(Kind);
 
 impl Return {
+    /// Whether a body that says nothing more has ended as it should. hyper also ends one that was reset with `NO_ERROR`, which is meant
+    /// for answers that were whole before (RFC 9113 §8.1); HTTP/1.1 tells a cut by itself.
+    pub(crate) fn has_ended(&self, body: &Incoming) -> bool {
+        matches!(self.0, Kind::H1(_)) || body.is_end_stream()
+    }
+
     /// The answer's body has ended as it should.
     pub(crate) fn whole(self) {
         let Kind::H1(lease) = self.0 else { return };

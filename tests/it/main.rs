@@ -25,6 +25,8 @@ mod retries;
 
 mod upstream;
 
+mod upstream_h2;
+
 mod circuit;
 
 mod streams;
