@@ -163,6 +163,7 @@ pub(crate) fn status(app: &App) -> Value {
         "in_flight": app.metrics.in_flight.get(),
         "connections": app.metrics.connections.get(),
         "jobs_uncertain": app.jobs.uncertain(),
+        "upstream": app.breaker.status(),
         "accounts": accounts.collect::<Vec<_>>(),
         "clients": clients.collect::<Vec<_>>(),
     })

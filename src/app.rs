@@ -30,6 +30,7 @@ use crate::proxy::jobs::look::Looker;
 use crate::proxy::join::Joins;
 use crate::proxy::retry::Budget;
 use crate::proxy::upstream::Upstream;
+use crate::proxy::upstream::breaker::Breaker;
 use crate::proxy::upstream::connect::{Connect, Network};
 use crate::proxy::upstream::target::Target;
 use crate::proxy::{Account, App, Worker, queue};
@@ -109,7 +110,8 @@ impl Proxy {
         };
         let (app, webhooks) = build_app(config, clock, state.as_ref(), around.ours)?;
         let app = Arc::new(app);
-        let worker = Arc::new(Worker { app: Arc::clone(&app), upstream: Upstream::new(Arc::clone(&connector)) });
+        let upstream = Upstream::new(Arc::clone(&connector), Arc::clone(&app.breaker));
+        let worker = Arc::new(Worker { app: Arc::clone(&app), upstream });
         let mut background = JoinSet::new();
         for queue in app.queues() {
             background.spawn(queue.keep_time());
@@ -152,7 +154,7 @@ impl Proxy {
         let queues: Vec<_> = app.queues().map(|queue| queue.snapshot()).collect();
         Usage {
             in_flight: app.metrics.in_flight.get(),
-            waiting: queues.iter().map(|queue| queue.waiting).sum(),
+            waiting: queues.iter().map(|queue| queue.waiting).sum::<usize>() + app.breaker.waiting(),
             jobs_live: queues.iter().map(|queue| queue.live).sum(),
             jobs_uncertain: app.jobs.uncertain(),
             tasks_running: app.tasks.len(),
@@ -184,7 +186,7 @@ impl Drop for Proxy {
 pub struct Usage {
     /// Requests whose answer has not ended.
     pub in_flight: i64,
-    /// Requests in queues.
+    /// Requests in queues, or waiting for the upstream to be reachable.
     pub waiting: usize,
     /// Job slots.
     pub jobs_live: u32,
@@ -246,6 +248,7 @@ fn build_app(
         routes: config.routes.clone(),
         protocol,
         target: Target::new(&upstream.url).ok_or_else(|| StartError::Config("upstream.url has no host".into()))?,
+        breaker: Arc::new(Breaker::new(config.queue.max_waiting.get(), metrics.circuit.clone())),
         bodies: Bodies::new(server.buffer_bytes, server.max_body_bytes, server.body_timeout),
         max_body_bytes: server.max_body_bytes,
         ledger,

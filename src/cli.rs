@@ -43,6 +43,8 @@ mod webhooks;
 // What they share.
 mod start;
 
+mod private;
+
 mod logging;
 
 mod signals;

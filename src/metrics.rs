@@ -15,6 +15,9 @@ use crate::proxy::queue::{Account, Class};
 use crate::proxy::quota::Refused;
 use crate::proxy::retry::Outcome;
 
+/// What is counted of connecting to the upstream.
+pub(crate) mod circuit;
+
 /// What is counted of credits.
 pub(crate) mod credits;
 
@@ -40,6 +43,7 @@ pub(crate) struct Metrics {
     pub(crate) ledger_failures: Counter,
     pub(crate) webhooks: WebhookMetrics,
     pub(crate) credits: credits::Metrics,
+    pub(crate) circuit: circuit::Metrics,
     /// By class (the last: unclassified) and status class.
     requests: [[Counter; 5]; 5],
     rejections: Family<[(&'static str, &'static str); 1], Counter>,
@@ -126,6 +130,7 @@ impl Metrics {
         let ledger_failures = Counter::default();
         registry.register("ledger_failures", "Writes to the ledger that failed", ledger_failures.clone());
         let credits = credits::Metrics::register(&mut registry);
+        let circuit = circuit::Metrics::register(&mut registry);
         let info = Family::<[(&str, &str); 1], Gauge>::default();
         info.get_or_create_owned(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("build_info", "The running version", info);
@@ -152,6 +157,7 @@ impl Metrics {
             ledger_failures,
             webhooks,
             credits,
+            circuit,
             requests,
             rejections,
             gauges,

@@ -154,7 +154,8 @@ fn start_workers(config: &Config, proxy: &Proxy, stop: &CancellationToken) -> io
         // Unbounded, but never longer than `server.max_connections`: each entry holds a place.
         let (sender, receiver) = mpsc::unbounded_channel();
         let app = Arc::clone(&proxy.worker.app);
-        let worker = Arc::new(Worker { app, upstream: Upstream::new(Arc::clone(&proxy.connector)) });
+        let upstream = Upstream::new(Arc::clone(&proxy.connector), Arc::clone(&app.breaker));
+        let worker = Arc::new(Worker { app, upstream });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (header_timeout, stop) = (config.server.header_timeout, stop.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{number}"));

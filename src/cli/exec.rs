@@ -14,7 +14,7 @@ use crate::server::Server;
 
 use super::exports::{PLACEHOLDER, base_urls, sdk_keys};
 use super::signals::{Signals, Stop};
-use super::{ConfigFlags, Failure, base_url, glance, logging, start};
+use super::{ConfigFlags, Failure, base_url, glance, logging, private, start};
 
 /// The variable that the vendor's own examples read the key from.
 const VENDOR_KEY: &str = "CORE_API_KEY";
@@ -32,12 +32,13 @@ pub(super) struct ExecArgs {
 }
 
 pub(super) async fn exec(args: ExecArgs, above: ConfigFlags) -> Result<u8, Failure> {
+    let exposed = private::keep_memory(true);
     let flags = args.flags.or(above);
     let keys = key_variables(&flags)?;
     let Loaded { mut config, warnings, .. } = start::load(flags)?;
     config::prepare(&config)?;
     logging::init(&config.log, level(&config));
-    for warning in warnings {
+    for warning in warnings.into_iter().chain(exposed) {
         tracing::warn!("{warning}");
     }
     if config.server.listen.iter().all(|address| address.port() == 0) {

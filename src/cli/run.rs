@@ -6,13 +6,14 @@ use crate::config::{self, Config, Flags, Loaded, Plan};
 use crate::server::Server;
 
 use super::signals::Signals;
-use super::{Failure, base_url, complain, logging, say, start};
+use super::{Failure, base_url, complain, logging, private, say, start};
 
 pub(super) async fn run(flags: Flags) -> Result<u8, Failure> {
+    let exposed = private::keep_memory(false);
     let Loaded { config, warnings, path } = start::load(flags)?;
     config::prepare(&config)?;
     logging::init(&config.log, &config.log.level);
-    for warning in warnings {
+    for warning in warnings.into_iter().chain(exposed) {
         tracing::warn!("{warning}");
     }
     let mut signals = Signals::new()?;

@@ -150,15 +150,20 @@ fn from_file(path: &Path) -> Result<(String, Option<String>), Complaint> {
     let failed = |error: std::io::Error| Complaint::new(format!("cannot be read from the file {shown}: {error}"));
     let file = std::fs::File::open(path).map_err(failed)?;
     let meta = file.metadata().map_err(failed)?;
+    if meta.is_file() && meta.mode() & 0o022 != 0 {
+        let mode = meta.mode() & 0o777;
+        let complaint = format!("comes from the file {shown}, which other users can write (mode {mode:o})");
+        return Err(Complaint::new(complaint).help("chmod go-w it: whoever writes it decides whose key is used"));
+    }
     let warning = (meta.is_file() && is_open(meta.mode(), meta.uid())).then(|| {
-        format!("the secret file {shown} is open to other users (mode {:o}); chmod 600 it", meta.mode() & 0o777)
+        format!("the secret file {shown} can be read by other users (mode {:o}); chmod 600 it", meta.mode() & 0o777)
     });
     let mut bytes = Vec::new();
     file.take(LONGEST + 3).read_to_end(&mut bytes).map_err(failed)?;
     Ok((one_line(&bytes), warning))
 }
 
-/// Whether others may use a file. Kubernetes mounts secrets as root's, readable by the pod's group or by everyone: that is well.
+/// Whether others may read a file. Kubernetes mounts secrets as root's, readable by the pod's group or by everyone: that is well.
 fn is_open(mode: u32, owner: u32) -> bool {
     mode & 0o077 != 0 && owner != 0
 }

@@ -92,17 +92,21 @@ impl Outgoing {
             again: None,
             deadline: begun + self.max_wait,
         };
-        let turn = if app.metered(account, call) {
-            tokio::select! {
-                turn = queue.turn(ask) => turn.map_err(|no| Refusal {
-                    spent: Spent { queued: begun.elapsed(), ..Spent::default() },
-                    ..app.no_turn(account, client, no, begun, self.max_wait).into()
-                })?,
-                () = app.drained.cancelled() => return Err(Rejection::Draining.into()),
-                () = gone(caller) => return Err(Rejection::BadRequest("the caller left").into()),
+        let turn = async {
+            // Before anything is taken: what cannot leave must not keep others from going.
+            worker.upstream.reachable(!call.repeatable, ask.deadline).await?;
+            if !app.metered(account, call) {
+                return Ok(queue.unmetered(client));
             }
-        } else {
-            queue.unmetered(client)
+            queue.turn(ask).await.map_err(|no| app.no_turn(account, client, no, begun, self.max_wait))
+        };
+        let turn = tokio::select! {
+            turn = turn => turn.map_err(|rejection: Rejection| Refusal {
+                spent: Spent { queued: begun.elapsed(), ..Spent::default() },
+                ..rejection.into()
+            })?,
+            () = app.drained.cancelled() => return Err(Rejection::Draining.into()),
+            () = gone(caller) => return Err(Rejection::BadRequest("the caller left").into()),
         };
         let (asked, queued) = (Instant::now(), begun.elapsed());
         let unsent = |rejection: Rejection| Refusal { spent: Spent { queued, ..Spent::default() }, ..rejection.into() };

@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::hmac;
+use aws_lc_rs::rand;
 use http::{HeaderMap, HeaderName, header};
 
 use crate::config;
@@ -22,8 +23,10 @@ pub(crate) const CREDENTIALS: [HeaderName; 5] =
 
 /// The clients of this proxy.
 pub(crate) struct Clients {
-    /// By SHA-256 of the token: finding one takes the same time whatever the guess, as far as a guesser can see.
+    /// By HMAC of the token. What is compared byte by byte is made with a key that dies with the process, so that its time tells nothing
+    /// of any token.
     by_token: HashMap<[u8; 32], usize>,
+    tags: hmac::Key,
     names: Vec<String>,
     /// How SDKs of the upstream send a key, beyond the forms that all may use.
     forms: Vec<Auth>,
@@ -32,12 +35,17 @@ pub(crate) struct Clients {
 impl Clients {
     /// No clients in the configuration: everyone is `local`.
     pub(crate) fn new(clients: &[config::Client], protocol: &Protocol) -> Self {
-        let by_token = clients.iter().enumerate().map(|(index, client)| (hash(client.token.expose()), index)).collect();
+        let mut key = [0; 32];
+        // Without the system's randomness TLS would not work either; zeroes are still as good as a plain hash.
+        let _ = rand::fill(&mut key);
+        let tags = hmac::Key::new(hmac::HMAC_SHA256, &key);
+        let by_token = clients.iter().enumerate();
+        let by_token = by_token.map(|(index, client)| (tag(&tags, client.token.expose()), index)).collect();
         let mut names: Vec<String> = clients.iter().map(|client| client.name.clone()).collect();
         if names.is_empty() {
             names.push("local".into());
         }
-        Self { by_token, names, forms: protocol.auths().filter(|form| !form.is_usual()).cloned().collect() }
+        Self { by_token, tags, names, forms: protocol.auths().filter(|form| !form.is_usual()).cloned().collect() }
     }
 
     /// Index of the client that sent this request.
@@ -58,7 +66,7 @@ impl Clients {
         let candidates = candidates.chain(keys.map(|(_, _, value)| percent_decode(value)));
         let mut found = None;
         for candidate in candidates {
-            if let Some(client) = self.by_token.get(&hash(&candidate)) {
+            if let Some(client) = self.by_token.get(&tag(&self.tags, &candidate)) {
                 match found {
                     None => found = Some(*client),
                     Some(before) if before != *client => return Err(Rejection::AmbiguousCredentials),
@@ -74,7 +82,10 @@ impl Clients {
         let value = authorization.to_str().unwrap_or_default();
         // Whatever the scheme: `Bearer TOKEN`, `Key TOKEN`, or the token alone.
         let token = value.split_once(' ').map(|(_, token)| token.trim());
-        [Some(value.trim()), token].into_iter().flatten().any(|token| self.by_token.contains_key(&hash(token)))
+        [Some(value.trim()), token]
+            .into_iter()
+            .flatten()
+            .any(|token| self.by_token.contains_key(&tag(&self.tags, token)))
     }
 
     /// A client's name in logs and metrics.
@@ -93,9 +104,9 @@ fn bearer_token(authorization: &str) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
-fn hash(token: &str) -> [u8; 32] {
+fn tag(key: &hmac::Key, token: &str) -> [u8; 32] {
     let mut out = [0; 32];
-    out.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
+    out.copy_from_slice(hmac::sign(key, token.as_bytes()).as_ref());
     out
 }
 

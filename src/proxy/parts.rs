@@ -28,6 +28,7 @@ use super::join::Joins;
 use super::queue::{self, NoTurn};
 use super::rejection::Rejection;
 use super::retry::Budget;
+use super::upstream::breaker::Breaker;
 use super::upstream::target::Target;
 
 /// What all workers share.
@@ -40,6 +41,7 @@ pub(crate) struct App {
     pub(crate) routes: Vec<config::Route>,
     pub(crate) protocol: Arc<Protocol>,
     pub(crate) target: Target,
+    pub(crate) breaker: Arc<Breaker>,
     pub(crate) bodies: Bodies,
     pub(crate) max_body_bytes: u64,
     pub(crate) ledger: Arc<Ledger>,

@@ -65,6 +65,8 @@ pub(crate) enum Rejection {
     BadUpstreamAnswer(&'static str),
     #[error("the proxy is shutting down")]
     Draining,
+    #[error("no connection to the upstream can be had; the next is tried in {} s", .retry_in.as_secs_f64())]
+    CircuitOpen { retry_in: Duration },
     #[error("the upstream did not answer in {} s", .after.as_secs_f64())]
     UpstreamTimeout { after: Duration, attempts: u32 },
     #[error("prediction not found")]
@@ -81,6 +83,19 @@ pub(crate) enum Unreachable {
     Timeout,
     Tls,
     Broken,
+}
+
+impl Unreachable {
+    /// As a label.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Dns => "dns",
+            Self::Refused => "refused",
+            Self::Timeout => "timeout",
+            Self::Tls => "tls",
+            Self::Broken => "broken",
+        }
+    }
 }
 
 impl std::fmt::Display for Unreachable {
@@ -121,6 +136,7 @@ impl Rejection {
             Self::OutcomeUnknown { .. } => "outcome_unknown",
             Self::BadUpstreamAnswer(_) => "bad_upstream_answer",
             Self::Draining => "draining",
+            Self::CircuitOpen { .. } => "circuit_open",
             Self::UpstreamTimeout { .. } => "upstream_timeout",
             Self::NotYours => "not_found",
             Self::Internal => "internal",
@@ -149,7 +165,7 @@ impl Rejection {
             Self::UpstreamUnreachable { .. } | Self::OutcomeUnknown { .. } | Self::BadUpstreamAnswer(_) => {
                 StatusCode::BAD_GATEWAY
             }
-            Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Draining | Self::CircuitOpen { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -160,7 +176,8 @@ impl Rejection {
         match self {
             Self::RateLimited { retry_in, .. }
             | Self::QueueFull { retry_in, .. }
-            | Self::QueueTimeout { retry_in, .. } => Some(*retry_in),
+            | Self::QueueTimeout { retry_in, .. }
+            | Self::CircuitOpen { retry_in } => Some(*retry_in),
             // More than a whole day's budget never fits.
             Self::CreditsExhausted { needed, limit, resets_in_secs, .. } => {
                 (needed <= limit).then_some(Duration::from_secs((*resets_in_secs).into()))
@@ -213,7 +230,7 @@ impl Rejection {
             Self::OutcomeUnknown { .. } => "http_response_incomplete",
             Self::BadUpstreamAnswer(_) => "http_protocol_error",
             Self::UpstreamTimeout { .. } => "http_response_timeout",
-            Self::Draining => "destination_unavailable",
+            Self::Draining | Self::CircuitOpen { .. } => "destination_unavailable",
             Self::Internal => "proxy_internal_error",
             Self::Unauthorized
             | Self::AmbiguousCredentials

@@ -24,6 +24,9 @@ use super::retry::{Reply, ReplyBody};
 
 pub(crate) use self::relay::RelayBody;
 
+/// Whether an upstream's answer can be passed on at all.
+pub(crate) mod framing;
+
 /// The body.
 mod relay;
 

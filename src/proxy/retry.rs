@@ -23,7 +23,8 @@ use super::queue::{Ask, Class, Permit};
 use super::quota::Refused;
 use super::quota::feedback::Feedback;
 use super::rejection::{Rejection, Unreachable};
-use super::upstream::{Return, SendError};
+use super::response::framing;
+use super::upstream::{NotReady, Return, SendError};
 
 pub(crate) use self::budget::Budget;
 pub(crate) use self::policy::{Next, Outcome, Tried};
@@ -115,8 +116,21 @@ impl Sending<'_> {
         app.account(self.account).budget().first(begun);
         let metered = permit.is_metered();
         for attempt in 1.. {
-            let until = deadline.min(Instant::now() + attempt_timeout);
-            let result = self.attempt(permit, until, attempt, attempt_timeout).await;
+            let result = loop {
+                let until = deadline.min(Instant::now() + attempt_timeout);
+                let result = self.attempt(permit, until, attempt, attempt_timeout).await;
+                // The circuit opened while the call waited for its turn: it was no attempt, and it waits again.
+                if !matches!(&result, Err(failed) if matches!(failed.rejection, Rejection::CircuitOpen { .. })) {
+                    break result;
+                }
+                // Boxed, as it is rare: every request's future would be larger by it.
+                permit = match Box::pin(self.once_reachable(seq, metered, begun, deadline)).await {
+                    Ok(permit) => permit,
+                    Err(rejection) => {
+                        return finish(Err(Failed { outcome: Outcome::Unsent, rejection }), attempt - 1, begun);
+                    }
+                };
+            };
             let now = Instant::now();
             let (outcome, retry_after) = match &result {
                 Ok(reply) => (
@@ -163,6 +177,31 @@ impl Sending<'_> {
         Err(Unanswered { rejection: Rejection::Internal, attempts: 0, upstream: begun.elapsed() })
     }
 
+    /// Waits for the circuit to close, then for another turn in the old place.
+    async fn once_reachable(
+        &self,
+        seq: u64,
+        metered: bool,
+        begun: Instant,
+        deadline: Instant,
+    ) -> Result<Permit, Rejection> {
+        let app = &self.worker.app;
+        let queue = &app.account(self.account).queue;
+        let ask = Ask { client: self.client, class: self.call.class, slot: false, again: Some(seq), deadline };
+        let turn = async {
+            self.worker.upstream.reachable(!self.call.repeatable, deadline).await?;
+            if !metered {
+                return Ok(queue.unmetered(self.client));
+            }
+            queue.turn(ask).await.map_err(|no| app.no_turn(self.account, self.client, no, begun, deadline - begun))
+        };
+        tokio::select! {
+            turn = turn => turn.map(|turn| turn.permit),
+            () = app.drained.cancelled() => Err(Rejection::Draining),
+            () = gone(self.caller) => Err(Rejection::BadRequest("the caller left")),
+        }
+    }
+
     async fn attempt(
         &mut self,
         mut permit: Permit,
@@ -177,8 +216,14 @@ impl Sending<'_> {
             let connecting = tokio::time::timeout_at(until, self.worker.upstream.ready(fresh)).await;
             let connection = match connecting {
                 Ok(Ok(connection)) => connection,
-                Ok(Err(failure)) => return Err(unsent(failure.0)),
-                Err(_) => return Err(unsent(Unreachable::Timeout)),
+                Ok(Err(NotReady::Failed(failure))) => return Err(unsent(failure.0)),
+                Ok(Err(NotReady::Open(retry_in))) => {
+                    return Err(Failed { outcome: Outcome::Unsent, rejection: Rejection::CircuitOpen { retry_in } });
+                }
+                Err(_) => {
+                    self.worker.upstream.too_slow();
+                    return Err(unsent(Unreachable::Timeout));
+                }
             };
             let Some(body) = self.worker.app.bodies.send(&mut self.held, &upload) else {
                 break;
@@ -204,10 +249,15 @@ impl Sending<'_> {
             };
             match answer {
                 Some(Ok((response, back))) => {
+                    self.worker.upstream.answered();
                     let (mut head, mut rest) = response.into_parts();
+                    if let Err(broken) = framing::check(&mut head) {
+                        return Err(self.broken(broken, attempt));
+                    }
                     if self.explains_in_its_body(&head) {
                         // Boxed, as it is rare: every request's future would be larger by it.
-                        let read = Box::pin(told_in_the_body(&self.worker.app.protocol, &mut head, &mut rest)).await;
+                        let read =
+                            Box::pin(told_in_the_body(&self.worker.app.protocol, &mut head, &mut rest, &back)).await;
                         self.listen(permit, &head);
                         return Ok(Reply::new(head, read.into_body(rest, back)));
                     }
@@ -223,6 +273,9 @@ impl Sending<'_> {
                     }
                 }
                 Some(Err(SendError::Silent(error))) => return Err(self.silent(&upload, &error, attempt)),
+                Some(Err(SendError::Flooded)) => {
+                    return Err(self.broken("it is announced again and again (1xx), but does not come", attempt));
+                }
                 None => {
                     let rejection = if self.call.repeatable {
                         Rejection::UpstreamTimeout { after: timeout, attempts: attempt }
@@ -303,7 +356,7 @@ impl Sending<'_> {
         let idle = self.worker.app.idle_timeout.min(timeout);
         let creates = self.call.class == Class::Create;
         let max_body = usize::try_from(self.worker.app.max_body_bytes).unwrap_or(usize::MAX);
-        match collect(&mut rest, idle, if creates { max_body } else { OBSERVED_BYTES }).await {
+        match collect(&mut rest, &back, idle, if creates { max_body } else { OBSERVED_BYTES }).await {
             Collected::Whole(bytes) => {
                 back.whole();
                 reply(head, ReplyBody::Whole(bytes))
@@ -336,9 +389,20 @@ impl Sending<'_> {
             return unsent(Unreachable::Broken);
         }
         tracing::debug!(%error, attempt, "no answer from the upstream");
+        let how = match error {
+            error if error.is_parse_too_large() => "its head is too long, or has too many fields",
+            error if error.is_parse() => "it is not HTTP",
+            _ => "the connection broke before the answer",
+        };
+        self.broken(how, attempt)
+    }
+
+    /// There is no answer that could be passed on, but the request may have been carried out.
+    fn broken(&self, how: &'static str, attempt: u32) -> Failed {
         let rejection = if self.call.repeatable {
-            Rejection::BadUpstreamAnswer("the connection broke before the answer")
+            Rejection::BadUpstreamAnswer(how)
         } else {
+            tracing::warn!(how, attempt, "the upstream's answer is broken: what became of the request is unknown");
             Rejection::OutcomeUnknown { attempts: attempt }
         };
         Failed { outcome: Outcome::Silent, rejection }
@@ -398,17 +462,17 @@ impl Collected {
     }
 }
 
-async fn collect(body: &mut Incoming, idle: Duration, most: usize) -> Collected {
+async fn collect(body: &mut Incoming, back: &Return, idle: Duration, most: usize) -> Collected {
     let mut whole = BytesMut::new();
     loop {
         match tokio::time::timeout(idle, body.frame()).await {
-            Ok(None) => return Collected::Whole(whole.freeze()),
+            Ok(None) if back.has_ended(body) => return Collected::Whole(whole.freeze()),
             Ok(Some(Ok(frame))) => {
                 if let Ok(data) = frame.into_data() {
                     whole.extend_from_slice(&data);
                 }
             }
-            Ok(Some(Err(_))) | Err(_) => return Collected::Broken,
+            Ok(None | Some(Err(_))) | Err(_) => return Collected::Broken,
         }
         if whole.len() > most {
             return Collected::Longer(whole.freeze());
@@ -417,8 +481,13 @@ async fn collect(body: &mut Incoming, idle: Duration, most: usize) -> Collected 
 }
 
 /// Reads a refusal that says in its body how long to wait, and says it as `Retry-After`, where the rest of the way and the caller look.
-async fn told_in_the_body(protocol: &Protocol, head: &mut response::Parts, rest: &mut Incoming) -> Collected {
-    let read = collect(rest, EXPLAINED_WITHIN, KEPT_BYTES).await;
+async fn told_in_the_body(
+    protocol: &Protocol,
+    head: &mut response::Parts,
+    rest: &mut Incoming,
+    back: &Return,
+) -> Collected {
+    let read = collect(rest, back, EXPLAINED_WITHIN, KEPT_BYTES).await;
     if let Collected::Whole(body) = &read
         && let Some(wait) = protocol.wait(body)
     {
@@ -432,7 +501,7 @@ async fn told_in_the_body(protocol: &Protocol, head: &mut response::Parts, rest:
 async fn keep(result: Result<Reply, Failed>) -> Result<Reply, Failed> {
     let Ok(mut reply) = result else { return result };
     if let ReplyBody::Stream { mut rest, back, .. } = reply.body {
-        reply.body = match collect(&mut rest, Duration::from_secs(1), KEPT_BYTES).await {
+        reply.body = match collect(&mut rest, &back, Duration::from_secs(1), KEPT_BYTES).await {
             Collected::Whole(bytes) => {
                 back.whole();
                 ReplyBody::Whole(bytes)

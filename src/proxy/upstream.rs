@@ -5,21 +5,29 @@
 //! answer was cut is never used again, and only what was never written is sent again unasked.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::body::SendBody;
-use super::rejection::Unreachable;
+use super::rejection::{Rejection, Unreachable};
 
+use self::breaker::Breaker;
 use self::connect::{Connect, Failure};
+
+/// Whether connecting is tried at all.
+mod circuit;
+
+/// The waiting around it.
+pub(crate) mod breaker;
 
 /// Opening connections.
 pub(crate) mod connect;
@@ -36,10 +44,15 @@ const MAX_IDLE: usize = 256;
 /// Requests on one HTTP/2 connection at a time: servers are asked to allow at least this many (RFC 9113 §6.5.2). One more would wait
 /// inside the connection, after its quota was spent.
 const MAX_STREAMS: usize = 100;
+/// Longest head of an answer, in bytes; with at most 100 fields over HTTP/1.1. What is read beyond it before that is known is bounded too.
+pub(crate) const MAX_HEAD_BYTES: u32 = 128 * 1024;
+/// 1xx answers before the final one, over HTTP/1.1. Over HTTP/2 they are dropped unread.
+pub(crate) const MAX_INTERIM: u32 = 16;
 
 /// A worker's connections to the upstream.
 pub(crate) struct Upstream {
     connector: Arc<dyn Connect>,
+    breaker: Arc<Breaker>,
     idle: Pool,
     h2: Mutex<Vec<Multiplexed>>,
 }
@@ -70,15 +83,66 @@ impl Drop for Abort {
 }
 
 impl Upstream {
-    pub(crate) fn new(connector: Arc<dyn Connect>) -> Self {
-        Self { connector, idle: Arc::default(), h2: Mutex::default() }
+    pub(crate) fn new(connector: Arc<dyn Connect>, breaker: Arc<Breaker>) -> Self {
+        Self { connector, breaker, idle: Arc::default(), h2: Mutex::default() }
+    }
+
+    /// Waits for as long as the circuit is open, where no connection is there already. Holds nothing meanwhile; where `deadline` comes
+    /// before the circuit can close, the refusal comes at once. `fresh` as for `ready`.
+    pub(crate) async fn reachable(&self, fresh: bool, deadline: Instant) -> Result<(), Rejection> {
+        if self.breaker.is_closed() {
+            return Ok(());
+        }
+        // Boxed, as it is rare: every request's future would be larger by it.
+        Box::pin(async {
+            let place = self.breaker.place()?;
+            while !self.is_pooled(fresh) {
+                let Some(probe) = place.wait(deadline).await? else { return Ok(()) };
+                match self.open().await {
+                    Ok(connection) => {
+                        probe.made();
+                        connection.unused().await;
+                        return Ok(());
+                    }
+                    Err(failure) => probe.failed(failure.0),
+                }
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// A connection ready for one request. `fresh` refuses those that have been idle for a while.
-    pub(crate) async fn ready(&self, fresh: bool) -> Result<Connection, Failure> {
+    pub(crate) async fn ready(&self, fresh: bool) -> Result<Connection, NotReady> {
         if let Some(connection) = self.pooled(fresh) {
             return Ok(connection);
         }
+        if !self.breaker.is_closed() {
+            return Err(NotReady::Open(self.breaker.retry_in()));
+        }
+        match self.open().await {
+            Ok(connection) => {
+                self.breaker.reached();
+                Ok(connection)
+            }
+            Err(failure) => {
+                self.breaker.failed(failure.0);
+                Err(NotReady::Failed(failure))
+            }
+        }
+    }
+
+    /// The time for connecting was over before `ready` said anything.
+    pub(crate) fn too_slow(&self) {
+        self.breaker.failed(Unreachable::Timeout);
+    }
+
+    /// An answer came.
+    pub(crate) fn answered(&self) {
+        self.breaker.reached();
+    }
+
+    async fn open(&self) -> Result<Connection, Failure> {
         let connected = self.connector.connect().await?;
         let io = TokioIo::new(connected.io);
         if connected.h2 {
@@ -86,6 +150,7 @@ impl Upstream {
                 .timer(TokioTimer::new())
                 .keep_alive_interval(Duration::from_secs(20))
                 .keep_alive_timeout(Duration::from_secs(10))
+                .max_header_list_size(MAX_HEAD_BYTES)
                 .handshake(io)
                 .await
                 .map_err(|_| Failure(Unreachable::Broken))?;
@@ -99,7 +164,9 @@ impl Upstream {
             self.h2.lock().unwrap_or_else(PoisonError::into_inner).push(shared);
             return Ok(connection);
         }
-        let (sender, connection) = http1::handshake(io).await.map_err(|_| Failure(Unreachable::Broken))?;
+        let mut builder = http1::Builder::new();
+        builder.max_header_size(MAX_HEAD_BYTES as usize);
+        let (sender, connection) = builder.handshake(io).await.map_err(|_| Failure(Unreachable::Broken))?;
         let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "connection to the upstream ended");
@@ -121,14 +188,29 @@ impl Upstream {
         while idle.front().is_some_and(|oldest| now - oldest.since > IDLE_FOR || oldest.sender.is_closed()) {
             idle.pop_front();
         }
-        // One whose answer has just ended may need another moment until it is ready.
-        let newest = idle.iter().rposition(|idle| idle.sender.is_ready())?;
-        if fresh && now - idle[newest].since > FRESH_FOR {
-            return None;
-        }
+        let newest = newest(&idle, fresh, now)?;
         let Idle { sender, task, .. } = idle.remove(newest)?;
         Some(Connection(Kind::H1(Lease { sender, task, pool: Arc::clone(&self.idle) })))
     }
+
+    /// A connection is there without connecting.
+    fn is_pooled(&self, fresh: bool) -> bool {
+        let h2 = self.h2.lock().unwrap_or_else(PoisonError::into_inner);
+        if h2.iter().any(|shared| shared.sender.is_ready() && shared.streams.available_permits() > 0) {
+            return true;
+        }
+        drop(h2);
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        newest(&idle, fresh, Instant::now()).is_some()
+    }
+}
+
+/// The one to use next.
+fn newest(idle: &VecDeque<Idle>, fresh: bool, now: Instant) -> Option<usize> {
+    // One whose answer has just ended may need another moment until it is ready.
+    let newest = idle.iter().rposition(|idle| idle.sender.is_ready())?;
+    let most = if fresh { FRESH_FOR } else { IDLE_FOR };
+    (now - idle[newest].since <= most).then_some(newest)
 }
 
 impl Multiplexed {
@@ -137,6 +219,14 @@ impl Multiplexed {
         let stream = Arc::clone(&self.streams).try_acquire_owned().ok()?;
         Some(Connection(Kind::H2(self.sender.clone(), stream)))
     }
+}
+
+/// Why there is no connection.
+pub(crate) enum NotReady {
+    /// It was tried.
+    Failed(Failure),
+    /// The circuit is open: none is tried before this long.
+    Open(Duration),
 }
 
 /// A connection ready for one request.
@@ -154,6 +244,8 @@ pub(crate) enum SendError {
     Unsent(SendBody),
     /// It may have been carried out.
     Silent(hyper::Error),
+    /// Interim answers without end.
+    Flooded,
 }
 
 impl Connection {
@@ -162,16 +254,37 @@ impl Connection {
         matches!(self.0, Kind::H2(..))
     }
 
+    /// Gives it to whoever comes next, once it can be used.
+    async fn unused(mut self) {
+        if let Kind::H1(lease) = &mut self.0
+            && lease.sender.ready().await.is_err()
+        {
+            return;
+        }
+        Return(self.0).whole();
+    }
+
     /// Sends one request and waits for the head of its answer.
-    pub(crate) async fn send(self, request: Request<SendBody>) -> Result<(Response<Incoming>, Return), SendError> {
+    pub(crate) async fn send(self, mut request: Request<SendBody>) -> Result<(Response<Incoming>, Return), SendError> {
         match self.0 {
-            Kind::H1(mut lease) => match lease.sender.try_send_request(request).await {
-                Ok(response) => Ok((response, Return(Kind::H1(lease)))),
-                Err(mut error) => Err(match error.take_message() {
-                    Some(request) => SendError::Unsent(request.into_body()),
-                    None => SendError::Silent(error.into_error()),
-                }),
-            },
+            Kind::H1(mut lease) => {
+                let interim = Arc::new(Interim::default());
+                let counted = Arc::clone(&interim);
+                hyper::ext::on_informational(&mut request, move |_| counted.count());
+                let answer = tokio::select! {
+                    answer = lease.sender.try_send_request(request) => answer,
+                    () = interim.too_many.notified() => return Err(SendError::Flooded),
+                };
+                match answer {
+                    // All in one piece: the answer came with the flood.
+                    Ok(_) if interim.is_flood() => Err(SendError::Flooded),
+                    Ok(response) => Ok((response, Return(Kind::H1(lease)))),
+                    Err(mut error) => Err(match error.take_message() {
+                        Some(request) => SendError::Unsent(request.into_body()),
+                        None => SendError::Silent(error.into_error()),
+                    }),
+                }
+            }
             Kind::H2(mut sender, stream) => match sender.try_send_request(request).await {
                 Ok(response) => Ok((response, Return(Kind::H2(sender, stream)))),
                 Err(mut error) => Err(match error.take_message() {
@@ -180,6 +293,26 @@ impl Connection {
                 }),
             },
         }
+    }
+}
+
+/// Counts the interim answers to one request.
+#[derive(Default)]
+struct Interim {
+    count: AtomicU32,
+    too_many: Notify,
+}
+
+impl Interim {
+    fn count(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        if self.is_flood() {
+            self.too_many.notify_one();
+        }
+    }
+
+    fn is_flood(&self) -> bool {
+        self.count.load(Ordering::Relaxed) > MAX_INTERIM
     }
 }
 
@@ -193,6 +326,12 @@ struct Lease {
 pub(crate) struct Return(Kind);
 
 impl Return {
+    /// Whether a body that says nothing more has ended as it should. hyper also ends one that was reset with `NO_ERROR`, which is meant
+    /// for answers that were whole before (RFC 9113 §8.1); HTTP/1.1 tells a cut by itself.
+    pub(crate) fn has_ended(&self, body: &Incoming) -> bool {
+        matches!(self.0, Kind::H1(_)) || body.is_end_stream()
+    }
+
     /// The answer's body has ended as it should.
     pub(crate) fn whole(self) {
         let Kind::H1(lease) = self.0 else { return };

@@ -59,6 +59,47 @@ async fn it_tells_health_limits_jobs_and_metrics_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn no_page_in_a_browser_gets_anything_and_no_get_changes_anything() {
+    let live = Setup::default().loopback().await;
+    let admin = live.server.admin.expect("a port");
+    let send = async |call| client::exchange(tokio::net::TcpStream::connect(admin).await.expect("open"), call).await;
+    let replay = "/api/v1/webhooks/1/replay";
+    let paths = [
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/api/v1/status",
+        "/api/v1/jobs",
+        "/api/v1/usage",
+        "/api/v1/webhooks",
+        replay,
+    ];
+    for path in paths {
+        for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"] {
+            let call = || client::request(method, path, "");
+            for (name, value) in
+                [("origin", "http://evil.test"), ("origin", "null"), ("origin", "http://localhost:3000")]
+            {
+                assert_eq!(send(call().with(name, value)).await.status, 403, "{method} {path} {value}");
+            }
+            assert_eq!(send(call().with("sec-fetch-site", "cross-site")).await.status, 403, "{method} {path}");
+            assert_eq!(send(call().with("host", "evil.test")).await.status, 421, "{method} {path}");
+            let answer = send(call()).await;
+            assert!(!answer.headers.contains_key("access-control-allow-origin"), "{method} {path}");
+            let expected: &[u16] = match (method, path == replay) {
+                ("GET" | "HEAD", false) => &[200],
+                // There is no such webhook; only POST looks for it.
+                ("GET" | "HEAD" | "POST", true) => &[404],
+                _ => &[405],
+            };
+            assert!(expected.contains(&answer.status.as_u16()), "{method} {path}: {answer:?}");
+        }
+    }
+    assert_eq!(live.mock.stats().attempts, 0);
+    assert!(live.stop().await);
+}
+
+#[tokio::test]
 async fn a_forecast_follows_from_what_was_learned_and_what_is_free() {
     let setup = Setup {
         mock: Options { run_time: RunTime::Fixed(Duration::from_millis(300)), ..Options::default() },

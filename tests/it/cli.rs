@@ -524,6 +524,70 @@ async fn exec_gives_the_command_everything_but_the_key() {
     assert!(!run.out.contains("sluicegate ready"), "stdout is the command's");
 }
 
+/// Of a process, soft and hard.
+#[cfg(target_os = "linux")]
+fn core_limit(pid: &str) -> String {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    line.split_whitespace().skip(4).take(2).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn no_core_of_the_proxy_is_dumped_and_a_command_keeps_its_right_to_one() {
+    let scratch = Scratch::new();
+    let mock = mock(Options::default()).await;
+    let mut proxy = Running::start(&mut scratch.proxy(&mock, &[]));
+    proxy.ready().await;
+    assert_eq!(core_limit(&proxy.child.id().unwrap().to_string()), "0 0");
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.exit_code().await, Some(0));
+    let run = ended(&mut scratch.proxy(&mock, &["exec", "--", "cat", "/proc/self/limits"])).await;
+    let line = run.out.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    let inherited = line.split_whitespace().skip(4).take(2).collect::<Vec<_>>().join(" ");
+    assert_eq!(inherited, core_limit("self"));
+}
+
+/// The environment has the key; the kernel keeps it from other processes of the same user, but for root's.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn others_of_the_same_user_cannot_read_the_proxy_s_environment() {
+    const NOBODY: u32 = 65_534;
+    let scratch = Scratch::new();
+    let mock = mock(Options::default()).await;
+    let program = scratch.path("sluicegate");
+    fs::copy(env!("CARGO_BIN_EXE_sluicegate"), &program).unwrap();
+    fs::set_permissions(&scratch.0, fs::Permissions::from_mode(0o755)).unwrap();
+    let is_root = rustix::process::geteuid().is_root();
+    let as_somebody = |command: &mut Command| {
+        if is_root {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+    };
+    let mut command = Command::new(&program);
+    command.current_dir("/").env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.kill_on_drop(true).env("CORE_API_KEY", KEY).env("SLUICEGATE_STATE_STORE", "memory");
+    command.env("SLUICEGATE_ADMIN_LISTEN", "off").env("SLUICEGATE_UPSTREAM_URL", mock.url());
+    command.env("SLUICEGATE_SERVER_LISTEN", "127.0.0.1:0");
+    as_somebody(&mut command);
+    let mut proxy = Running::start(&mut command);
+    proxy.ready().await;
+    let mut plain = Command::new("sleep");
+    plain.arg("60").env_clear().env("CORE_API_KEY", KEY).kill_on_drop(true);
+    as_somebody(&mut plain);
+    let plain = plain.spawn().unwrap();
+    let read = async |pid: Option<u32>| {
+        let mut command = Command::new("cat");
+        command.arg(format!("/proc/{}/environ", pid.unwrap()));
+        as_somebody(&mut command);
+        ended(&mut command).await.out.contains(KEY)
+    };
+    while !read(plain.id()).await {
+        tokio::task::yield_now().await; // it has not become `sleep` yet
+    }
+    assert!(!read(proxy.child.id()).await, "the proxy's is closed");
+}
+
 #[tokio::test]
 async fn exec_serves_its_command_and_passes_signals_on() {
     let scratch = Scratch::new();

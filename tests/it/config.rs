@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -407,6 +407,43 @@ fn files_that_others_may_write_are_refused() {
     }
     scratch.write_with_mode("proxy.toml", MINIMAL, 0o644);
     assert!(config::load(&sources).is_ok());
+}
+
+/// Every key that bounds the way upstream stands in docs/limits.md with its default.
+#[test]
+fn every_bound_on_the_way_upstream_is_documented() {
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/limits.md")).unwrap();
+    let upstream = page.split("\n## ").find(|section| section.starts_with("Upstream")).expect("a section");
+    let no_bounds =
+        ["upstream.url", "upstream.allow_plain_http", "upstream.protocol", "upstream.http2", "retry.statuses"];
+    let bounds = config::keys().filter(|key| {
+        let bounds = ["upstream.", "retry.", "queue.", "jobs."].iter().any(|section| key.starts_with(section));
+        bounds && !no_bounds.contains(key) && !["retry.creates", "jobs.shared"].contains(key)
+    });
+    for key in bounds {
+        assert!(upstream.contains(&format!("`{key}`")), "{key} is not in docs/limits.md");
+    }
+}
+
+#[test]
+fn secret_files_that_others_may_write_are_refused() {
+    let scratch = Scratch::new();
+    let text = MINIMAL.replace("{ env = \"CORE_API_KEY\" }", "{ file = \"mounted\" }");
+    // As secrets are mounted: a link to a file in a directory that is swapped.
+    std::os::unix::fs::symlink("key", scratch.0.join("mounted")).unwrap();
+    for mode in [0o620, 0o602, 0o666, 0o646] {
+        scratch.write_with_mode("key", "abc", mode);
+        let report = scratch.load("proxy.toml", &text).unwrap_err().to_string();
+        assert!(report.contains("other users can write") && report.contains("chmod go-w"), "{report}");
+        assert!(report.contains("accounts.") && !report.contains("abc"), "{report}");
+    }
+    for (mode, warned) in [(0o600, false), (0o400, false), (0o640, true), (0o444, true), (0o644, true)] {
+        scratch.write_with_mode("key", "abc", mode);
+        let loaded = scratch.load("proxy.toml", &text).unwrap();
+        // Those of root may be read by all: Kubernetes mounts them so.
+        let warned = warned && fs::metadata(scratch.0.join("key")).unwrap().uid() != 0;
+        assert_eq!(loaded.warnings.len(), usize::from(warned), "{mode:o}: {:?}", loaded.warnings);
+    }
 }
 
 #[test]

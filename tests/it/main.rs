@@ -25,11 +25,19 @@ mod odd;
 
 mod retries;
 
+mod upstream;
+
+mod upstream_h2;
+
+mod circuit;
+
 mod streams;
 
 mod answers;
 
 mod secrets;
+
+mod security;
 
 mod cancel;
 

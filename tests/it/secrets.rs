@@ -13,7 +13,13 @@ use crate::support::{Answer, KEY, Setup, create, get, poll, post};
 
 /// Everything that was logged.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub fn text(&self) -> String {
+        String::from_utf8(self.0.lock().expect("no panics").clone()).expect("text")
+    }
+}
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -76,7 +82,7 @@ async fn the_key_shows_in_no_log_at_any_level_and_in_no_answer() {
         seen.push_str(&site.proxy.status().to_string());
         seen.extend([format!("{:?}", site.proxy.usage())]);
         drop(guard);
-        let text = String::from_utf8(log.0.lock().expect("no panics").clone()).expect("text");
+        let text = log.text();
         assert!(text.contains("sluicegate::request"), "there is a log: {text:.300}");
         for (what, text) in [("log", &text), ("answers", &seen)] {
             if let Some(at) = text.find(KEY) {
@@ -86,6 +92,20 @@ async fn the_key_shows_in_no_log_at_any_level_and_in_no_answer() {
     }
     let config = Scratch::new().load("requests_per_minute = 60", "", "http://localhost:1");
     assert!(!format!("{config:?} {config:#?}").contains(KEY));
+}
+
+/// Whatever is unwrapped, its text is what the log of a panic shows.
+#[test]
+fn the_key_shows_in_no_panic() {
+    let config = Scratch::new().load("requests_per_minute = 60", "", "http://localhost:1");
+    let key = config.accounts[0].key.clone();
+    assert_eq!(key.expose(), KEY);
+    let caught = std::panic::catch_unwind(move || {
+        std::hint::black_box(Err::<(), _>((key, config))).expect("unwrapped");
+    });
+    let said = caught.expect_err("it panics");
+    let said = said.downcast_ref::<String>().expect("text");
+    assert!(said.contains("[redacted]") && !said.contains(KEY), "{said}");
 }
 
 fn arrived(answer: &Answer) -> (String, String) {

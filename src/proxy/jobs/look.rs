@@ -35,12 +35,16 @@ impl Look for Looker {
         let (account, client) = (owner.account, owner.client);
         let queue = &app.accounts[account].queue;
         let ask = Ask { client, class: call.class, slot: false, again: None, deadline: Instant::now() + LOOK_WAITS };
+        let turn = async {
+            self.0.upstream.reachable(false, ask.deadline).await.ok()?;
+            queue.turn(ask).await.ok()
+        };
         let turn = tokio::select! {
-            turn = queue.turn(ask) => turn,
+            turn = turn => turn,
             // Nobody needs to know any more, and the drain waits for us.
             () = app.drain.cancelled() => return false,
         };
-        let Ok(turn) = turn else { return false };
+        let Some(turn) = turn else { return false };
         let body = Held::Whole(Bytes::new(), Place::default());
         let sending = Sending {
             worker: &self.0,
@@ -54,7 +58,11 @@ impl Look for Looker {
             caller: None,
         };
         let asked = Instant::now();
-        match sending.send(turn.permit, turn.seq).await {
+        let answered = tokio::select! {
+            answered = sending.send(turn.permit, turn.seq) => answered,
+            () = app.drain.cancelled() => return false,
+        };
+        match answered {
             Ok(reply) => {
                 if let Some(whole) = reply.body.whole() {
                     app.jobs.saw_status(&id, owner, Told::new(reply.head.status, &reply.head.headers, whole), asked);

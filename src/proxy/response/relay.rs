@@ -37,6 +37,8 @@ struct Relay {
 pub(crate) enum Cut {
     #[error("the upstream's answer broke off")]
     Broken(#[source] hyper::Error),
+    #[error("the upstream gave up its answer before the end")]
+    Reset,
     #[error("nothing came from the upstream for {} s", .0.as_secs_f64())]
     Idle(Duration),
 }
@@ -136,6 +138,9 @@ impl Relay {
                     }
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(Cut::Broken(error)))),
+                Poll::Ready(None) if self.back.as_ref().is_some_and(|back| !back.has_ended(&self.rest)) => {
+                    return Poll::Ready(Some(Err(Cut::Reset)));
+                }
                 Poll::Ready(None) => {
                     self.give_back();
                     return Poll::Ready(None);

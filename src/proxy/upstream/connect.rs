@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
 use crate::config::Http2;
@@ -61,11 +63,21 @@ pub(crate) struct Network {
 impl Network {
     /// For an `http` or `https` URL with a host.
     pub(crate) fn new(url: &http::Uri, http2: Http2, timeout: Duration) -> io::Result<Self> {
+        Self::with_roots(url, http2, timeout, roots)
+    }
+
+    /// Trusting these authorities, which are asked for only where there is TLS.
+    fn with_roots(
+        url: &http::Uri,
+        http2: Http2,
+        timeout: Duration,
+        roots: impl FnOnce() -> RootCertStore,
+    ) -> io::Result<Self> {
         let host = url.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned();
         let secure = url.scheme_str() == Some("https");
         let tls = if secure {
             let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
-            Some((TlsConnector::from(Arc::new(tls_config(http2)?)), name))
+            Some((TlsConnector::from(Arc::new(trusting(roots(), http2)?)), name))
         } else {
             None
         };
@@ -76,17 +88,24 @@ impl Network {
     async fn open(&self) -> Result<Connected, Failure> {
         let addresses = tokio::net::lookup_host((self.host.as_str(), self.port)).await;
         let addresses: Vec<_> = addresses.map_err(|_| Failure(Unreachable::Dns))?.collect();
-        let mut refused = Failure(Unreachable::Dns);
-        for address in addresses {
-            match TcpStream::connect(address).await {
-                Ok(tcp) => return self.secure(tcp).await,
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    refused = Failure(Unreachable::Refused);
-                }
-                Err(_) => refused = Failure(Unreachable::Broken),
+        self.secure(self.dial(&addresses).await?).await
+    }
+
+    /// The first address that answers. The time is shared out between them: one that swallows everything leaves some for the next.
+    async fn dial(&self, addresses: &[SocketAddr]) -> Result<TcpStream, Failure> {
+        let end = Instant::now() + self.timeout;
+        let mut why = Unreachable::Dns;
+        for (tried, address) in addresses.iter().enumerate() {
+            let others = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
+            let share = end.saturating_duration_since(Instant::now()) / others;
+            match tokio::time::timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(tcp)) => return Ok(tcp),
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => why = Unreachable::Refused,
+                Ok(Err(_)) => why = Unreachable::Broken,
+                Err(_) => why = Unreachable::Timeout,
             }
         }
-        Err(refused)
+        Err(Failure(why))
     }
 
     async fn secure(&self, tcp: TcpStream) -> Result<Connected, Failure> {
@@ -112,13 +131,18 @@ impl Connect for Network {
     }
 }
 
+/// With the system's authorities.
 pub(crate) fn tls_config(http2: Http2) -> io::Result<ClientConfig> {
+    trusting(roots(), http2)
+}
+
+fn trusting(roots: RootCertStore, http2: Http2) -> io::Result<ClientConfig> {
     // Always named: with two providers in the build, rustls' implicit default panics.
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
-        .with_root_certificates(roots())
+        .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = match http2 {
         Http2::Auto => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
@@ -139,3 +163,6 @@ fn roots() -> RootCertStore {
     }
     roots
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,8 @@ pub mod client;
 
 pub mod config;
 
+pub mod raw;
+
 pub mod upstream;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
