@@ -8,6 +8,7 @@ use std::task::Poll;
 use http::{Request, Response, request};
 use hyper::body::Incoming;
 
+use self::body::Inbound;
 use self::classify::Call;
 use self::dispatch::{Outgoing, Passed, Refusal};
 use self::finish::{Finish, Record};
@@ -107,7 +108,7 @@ async fn forward(
         return Ok(known);
     }
     let (max_wait, prefers_wait) = (app.max_wait(&head)?, crate::protocol::wait::offered(&head.headers));
-    let (mut body, mut model) = app.take_body(&call, head.uri.path(), body).await?;
+    let (mut body, mut model) = app.take_body(&call, head.uri.path(), Inbound::new(body, head.version)).await?;
     record.applied = app.apply_rules(&call, account, &mut head, &mut body, &mut model)?;
     let cost = app.cost(&call, (account, client), &head, &body, model.as_deref());
     let idempotency = call.idempotency_key(account, client, &head, &body);

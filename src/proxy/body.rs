@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -41,12 +42,45 @@ pub(crate) struct Bodies {
 #[derive(Debug, Default)]
 pub(crate) struct Place(#[expect(dead_code, reason = "held for its drop")] Option<OwnedSemaphorePermit>);
 
+/// A caller's body, whole or visibly not.
+pub(crate) struct Inbound {
+    body: Incoming,
+    multiplexed: bool,
+}
+
+impl Inbound {
+    /// Of a request of this version.
+    pub(crate) fn new(body: Incoming, version: Version) -> Self {
+        Self { body, multiplexed: version == Version::HTTP_2 }
+    }
+}
+
+impl Body for Inbound {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        // hyper also ends a body whose stream was reset with `NO_ERROR`; HTTP/1.1 tells a cut by itself.
+        let cut = frame.is_none() && self.multiplexed && !self.body.is_end_stream();
+        Poll::Ready(if cut { Some(Err(Broken)) } else { frame.map(|frame| frame.map_err(|_| Broken)) })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// A request body as the rest of the way sees it.
 pub(crate) enum Held {
     /// Held whole: can be sent any number of times.
     Whole(Bytes, #[expect(dead_code, reason = "held for its drop")] Place),
     /// Read up to `prefix`: can be sent once.
-    Once { prefix: Bytes, rest: Incoming },
+    Once { prefix: Bytes, rest: Inbound },
     /// Sent already.
     Gone,
 }
@@ -64,7 +98,7 @@ impl Bodies {
     }
 
     /// Reads a body whole, whatever its size up to the limit.
-    pub(crate) async fn whole(&self, body: Incoming) -> Result<Held, Rejection> {
+    pub(crate) async fn whole(&self, body: Inbound) -> Result<Held, Rejection> {
         let length = body.size_hint().exact();
         if length == Some(0) {
             return Ok(Held::Whole(Bytes::new(), Place::default()));
@@ -93,7 +127,7 @@ impl Bodies {
     }
 
     /// Holds a small body of known length whole, so that it can be replayed; leaves others unread.
-    pub(crate) async fn small_or_unread(&self, body: Incoming) -> Result<Held, Rejection> {
+    pub(crate) async fn small_or_unread(&self, body: Inbound) -> Result<Held, Rejection> {
         match body.size_hint().exact() {
             Some(length) if length <= REPLAY_BYTES => self.whole(body).await,
             _ => Ok(Held::Once { prefix: Bytes::new(), rest: body }),
@@ -101,7 +135,7 @@ impl Bodies {
     }
 
     /// Reads a multipart body up to its `model` part and returns that; the rest stays unread. Small bodies are held whole.
-    pub(crate) async fn multipart(&self, body: Incoming) -> Result<(Held, Option<String>), Rejection> {
+    pub(crate) async fn multipart(&self, body: Inbound) -> Result<(Held, Option<String>), Rejection> {
         if body.size_hint().exact().is_some_and(|length| length <= REPLAY_BYTES) {
             let held = self.whole(body).await?;
             let model = match &held {
@@ -201,7 +235,7 @@ impl Held {
 
 /// Reads a caller's body with a clock that runs only while we wait for it.
 struct Reader {
-    body: Incoming,
+    body: Inbound,
     idle: Duration,
 }
 
@@ -304,7 +338,7 @@ enum Sending {
 
 struct Streaming {
     prefix: Bytes,
-    rest: Incoming,
+    rest: Inbound,
     left_bytes: u64,
     limit_bytes: u64,
     idle: Duration,

@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::{header, request};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::protocol::{Create, KeyHeaders, Protocol};
 use crate::webhooks::Webhooks;
 
-use super::body::{Bodies, Held};
+use super::body::{Bodies, Held, Inbound};
 use super::classify::Call;
 use super::create::idempotency::Idempotency;
 use super::guard::Guard;
@@ -122,7 +121,7 @@ impl App {
         &self,
         call: &Call,
         path: &str,
-        body: Incoming,
+        body: Inbound,
     ) -> Result<(Held, Option<String>), Rejection> {
         match call.create {
             Some(Create::Json) => {

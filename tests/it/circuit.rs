@@ -210,6 +210,20 @@ async fn whoever_tries_and_hangs_up_hands_the_duty_on() {
     assert_eq!((before.raw.connections(), before.settled().await), (1, NOTHING));
 }
 
+/// Connecting takes longer than an attempt may: that counts too, and the probe, which no attempt waits for, has the time that it needs.
+#[tokio::test(start_paused = true)]
+async fn connections_that_no_attempt_waits_for_open_it_and_the_probe_may_still_succeed() {
+    let toml = "[retry]\nmax_attempts = 1\n[upstream]\nattempt_timeout = \"1s\"\ntotal_timeout = \"1s\"";
+    let before = Before::with_plan(PLAN, toml);
+    before.raw.delay(Duration::from_secs(3));
+    for _ in 0..5 {
+        assert_eq!(before.send(get("/v1/a")).await.code(), "upstream_unreachable");
+    }
+    assert_eq!(circuit(&before), "open");
+    let answer = before.send(create()).await;
+    assert_eq!((answer.status.as_u16(), answer.attempts(), circuit(&before)), (201, 1, "closed".into()));
+}
+
 #[tokio::test(start_paused = true)]
 async fn as_many_wait_as_in_a_queue() {
     let before = opened("[retry]\nmax_attempts = 1\n[queue]\nmax_waiting = 3").await;

@@ -9,7 +9,8 @@ use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::client::{self, With};
-use crate::support::{KEY, Setup, create, get, post};
+use crate::support::raw::Before;
+use crate::support::{KEY, NOTHING, PIPE_BYTES, Setup, create, get, post};
 
 fn status(code: u16, headers: &[(&str, &str)]) -> Fault {
     let headers: BTreeMap<_, _> = headers.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
@@ -159,5 +160,34 @@ async fn a_client_s_token_does_not_pass_as_its_own_authorization() {
     assert_eq!(site.send(both).await.status, 200);
     for seen in site.mock.requests() {
         assert!(seen.headers.values().all(|value| !format!("{value:?}").contains("web-token")), "{seen:?}");
+    }
+}
+
+/// A body whose caller reset it with `NO_ERROR` went up as if it had ended there.
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_was_reset_never_arrives_as_whole() {
+    for (reason, path) in [h2::Reason::NO_ERROR, h2::Reason::CANCEL]
+        .into_iter()
+        .flat_map(|reason| ["/v1/echo", "/v1/predictions", "/v1/predictions/upload"].map(|path| (reason, path)))
+    {
+        let before = Before::new("");
+        let (near, far) = tokio::io::duplex(PIPE_BYTES);
+        tokio::spawn(before.proxy.serve(far));
+        let (mut caller, connection) = h2::client::handshake(near).await.expect("open");
+        tokio::spawn(connection);
+        let call = http::Request::post(format!("http://localhost{path}"))
+            .header("content-type", "multipart/form-data; boundary=x")
+            .body(())
+            .expect("a request");
+        let (answer, mut body) = caller.send_request(call, false).expect("sent");
+        let part = "--x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nm\r\n--x\r\n";
+        body.send_data(part.into(), false).expect("sent");
+        sleep(Duration::from_millis(10)).await;
+        body.send_reset(reason);
+        drop(answer);
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(before.raw.requests(), Vec::<String>::new(), "{reason} {path}");
+        sleep(Duration::from_secs(200)).await;
+        assert_eq!(before.proxy.usage(), NOTHING, "{reason} {path}");
     }
 }
