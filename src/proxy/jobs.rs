@@ -297,7 +297,10 @@ impl Jobs {
         drop(self.ledger.started(number, id));
         self.tell(Event::TurnedUp(number));
         let job = Job::new(owner, number, model, slot, "unknown".into(), None);
-        self.insert(id, Job { seen_start: false, ..job });
+        if !self.insert(id, Job { seen_start: false, ..job }) {
+            // Somebody asked for it before: it lives here already, under another number.
+            self.tell(Event::NoEnd(number));
+        }
     }
 
     /// Keeps what was learned of run times since the last time.
