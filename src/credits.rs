@@ -230,13 +230,16 @@ impl Credits {
         if !self.has_prices() {
             return;
         }
-        let (change, number): (fn(&mut Book, u64) -> Option<Move>, u64) = match event {
-            Event::Ended(ended) => return self.job_ended(ended),
-            Event::TurnedUp(number) => (Book::known, number),
-            Event::NoEnd(number) => (Book::stands, number),
-        };
+        match event {
+            Event::Ended(ended) => self.job_ended(ended),
+            Event::TurnedUp(number) => self.change(|book| book.known(number)),
+            Event::NoEnd(number) => self.change(|book| book.stands(number)),
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Book) -> Option<Move>) {
         let mut state = self.today();
-        let made = change(&mut state.book, number);
+        let made = change(&mut state.book);
         self.post(&state, made);
     }
 

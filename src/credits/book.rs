@@ -507,7 +507,9 @@ mod tests {
         assert_eq!((total.charged, total.unknown, total.reserved, book.open()), (20, 20, 0, 3));
         let made =
             [book.known(1), book.job_ended(1, JobEnd::Keep(None)), book.job_ended(2, JobEnd::Refund), book.stands(3)];
-        made.into_iter().for_each(|made| total.add(made.expect("a change").change));
+        for made in made {
+            total.add(made.expect("a change").change);
+        }
         assert_eq!((total.charged, total.unknown, total.refunded, book.open()), (15, 10, 5, 0));
         assert!(book.known(3).is_none(), "too late");
     }

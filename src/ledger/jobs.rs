@@ -219,6 +219,7 @@ fn prune(tx: &Transaction<'_>, now: &Moment, most: u32) -> rusqlite::Result<()> 
 
 #[cfg(test)]
 mod tests {
+    use crate::ledger::outbox::Owed;
     use crate::ledger::tests::{Dir, memory};
 
     use super::*;
@@ -280,6 +281,35 @@ mod tests {
         assert_eq!(ledger.known().expect("empty"), Known::default());
         ledger.close();
         assert_eq!(dir.open().expect("again").number(), 10, "also where no row is left");
+    }
+
+    #[tokio::test]
+    async fn a_job_that_only_its_webhook_knows_is_that_of_its_create() {
+        let dir = Dir::new();
+        let ledger = dir.open().expect("new");
+        let owed = |number| Owed {
+            number: Some(number),
+            token: None,
+            account: "a".into(),
+            client: "local".into(),
+            target: "http://localhost:1/".into(),
+            completed: true,
+            failed: true,
+        };
+        for n in 1..=2 {
+            let row = ledger.owe(owed(n)).await.expect("kept");
+            ledger.sending(n, origin("m"), None).await.expect("kept");
+            if n == 1 {
+                ledger.owed_for(row, "job".into()).await.expect("kept");
+            }
+        }
+        // Taken for a create that was never sent.
+        ledger.owe(owed(9)).await.expect("kept");
+        ledger.close();
+        let ledger = dir.open().expect("again");
+        let known = ledger.known().expect("whole");
+        assert_eq!((numbers(&known.live), known.live[0].id.as_str()), (vec![1], "job"));
+        assert_eq!((numbers(&known.uncertain), ledger.number()), (vec![2], 10));
     }
 
     #[tokio::test]

@@ -117,6 +117,17 @@ impl Told {
     }
 }
 
+/// What is strange about a job.
+#[derive(Debug, Default)]
+struct Odd {
+    /// The log was told of an answer that is none.
+    warned: bool,
+    /// The last answer about it was too long to be read.
+    unread: bool,
+    /// Other creates were answered with its id.
+    repeated: bool,
+}
+
 struct Job {
     owner: Owner,
     number: u64,
@@ -141,11 +152,7 @@ struct Job {
     told: Option<Arc<Told>>,
     /// An answer that was no state of the job (401, 403, 5xx), until the next that is.
     trouble: Option<Arc<Told>>,
-    warned: bool,
-    /// The last answer about it was too long to be read.
-    unread: bool,
-    /// Other creates were answered with its id.
-    repeated: bool,
+    odd: Odd,
     /// Rings for those who wait for a change; gone when the job has ended.
     changed: Option<Arc<watch::Sender<()>>>,
 }
@@ -290,7 +297,10 @@ impl Jobs {
         drop(self.ledger.started(number, id));
         self.tell(Event::TurnedUp(number));
         let job = Job::new(owner, number, model, slot, "unknown".into(), None);
-        self.insert(id, Job { seen_start: false, ..job });
+        if !self.insert(id, Job { seen_start: false, ..job }) {
+            // Somebody asked for it before: it lives here already, under another number.
+            self.tell(Event::NoEnd(number));
+        }
     }
 
     /// Keeps what was learned of run times since the last time.
@@ -368,19 +378,19 @@ impl Jobs {
     /// A 2xx that is not about this job: passed on as it is, and the job is kept.
     fn keep_odd(&self, id: &str, told: Told) {
         let Some(mut job) = self.table.get_mut(id).filter(|job| job.slot.is_some()) else { return };
-        if !std::mem::replace(&mut job.warned, true) {
+        if !std::mem::replace(&mut job.odd.warned, true) {
             tracing::warn!(job = id, "a status answer is not about this job: passed on, the job is kept");
         }
-        (job.told, job.trouble, job.unread) = (Some(Arc::new(told)), None, false);
+        (job.told, job.trouble, job.odd.unread) = (Some(Arc::new(told)), None, false);
         job.ring();
     }
 
     /// A status answer is too long to be read: it was passed on as it came, or left.
     pub(crate) fn saw_too_much(&self, id: &str) {
         let Some(mut job) = self.table.get_mut(id) else { return };
-        job.unread = true;
+        job.odd.unread = true;
         job.ring();
-        if !std::mem::replace(&mut job.warned, true) {
+        if !std::mem::replace(&mut job.odd.warned, true) {
             tracing::warn!(
                 job = id,
                 "a status answer is too long to be read: the job is kept, callers who ask get it as it comes"
@@ -395,7 +405,7 @@ impl Jobs {
             }
             job.running = job.running.max(asked);
             job.vain = 0;
-            (job.told, job.trouble, job.unread) = (Some(Arc::new(told)), None, false);
+            (job.told, job.trouble, job.odd.unread) = (Some(Arc::new(told)), None, false);
             if let Some(status) = status {
                 job.status = status;
             }
@@ -446,7 +456,7 @@ impl Jobs {
 
     /// A create was answered with the id of a live job. The upstream took both: each is paid, and the job's end is told for the first.
     fn repeated(&self, id: &str, number: u64) {
-        let first = self.table.get_mut(id).is_some_and(|mut job| !std::mem::replace(&mut job.repeated, true));
+        let first = self.table.get_mut(id).is_some_and(|mut job| !std::mem::replace(&mut job.odd.repeated, true));
         if first {
             tracing::warn!(
                 job = id,
@@ -601,9 +611,7 @@ impl Job {
             seen_start: true,
             told: None,
             trouble: None,
-            warned: false,
-            unread: false,
-            repeated: false,
+            odd: Odd::default(),
             changed: None,
         }
     }

@@ -8,7 +8,7 @@ use sluicegate::mock::{Fault, Options, RunTime};
 use tokio::time::{Instant, sleep};
 
 use crate::support::client::With as _;
-use crate::support::{Setup, Site, poll, post};
+use crate::support::{Live, Setup, Site, create, poll, post};
 
 fn running(secs: u64) -> Site {
     let mock = Options { run_time: RunTime::Fixed(Duration::from_secs(secs)), ..Options::default() };
@@ -168,4 +168,48 @@ async fn a_poll_of_a_job_that_nothing_is_known_of_does_not_wait_for_ever() {
     let begun = Instant::now();
     assert_eq!(site.send(poll(&id)).await.status, 401);
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+const RUNS: Duration = Duration::from_millis(1_500);
+
+/// Five jobs of known run time over real sockets, so many callers for each, every 100 ms. What the upstream was asked, and how long after
+/// the end, by its clock, each caller heard of it.
+async fn watched_for_real(callers: usize) -> (usize, Vec<Duration>) {
+    let mock = Options { requests: None, run_time: RunTime::Fixed(RUNS), ..Options::default() };
+    let toml = "[models.\"flux-schnell\"]\npoll = \"500ms\"";
+    let live = Arc::new(Setup { mock, plan: "concurrent_jobs = 5", toml, ..Setup::default() }.loopback().await);
+    for _ in 0..2 {
+        let id = live.send(create()).await.job_id();
+        live.send(poll(&id).with("prefer", "wait=60")).await;
+    }
+    let polls = |live: &Live| live.mock.requests().iter().filter(|seen| seen.method == "GET").count();
+    let (before, mut tasks) = (polls(&live), Vec::new());
+    for _ in 0..5 {
+        let id = live.send(create()).await.job_id();
+        let created =
+            live.mock.requests().iter().rev().find(|seen| seen.job.as_ref() == Some(&id)).expect("a create").at;
+        for _ in 0..callers {
+            let (live, id) = (Arc::clone(&live), id.clone());
+            tasks.push(tokio::spawn(async move {
+                while live.send(poll(&id)).await.json()["status"] != "completed" {
+                    sleep(Duration::from_millis(100)).await;
+                }
+                (created + RUNS).elapsed()
+            }));
+        }
+    }
+    let mut late = Vec::new();
+    for task in tasks {
+        late.push(task.await.expect("saw the end"));
+    }
+    late.sort_unstable();
+    (polls(&live) - before, late)
+}
+
+#[tokio::test]
+async fn a_hundred_callers_over_sockets_cost_as_much_as_one_a_job_and_hear_of_the_end_soon() {
+    let ((one, _), (many, late)) = (watched_for_real(1).await, watched_for_real(20).await);
+    // Looks go by the clock, so that one more or less is no news.
+    assert!(many <= one + 5, "{many} polls upstream, and {one} where one asks");
+    assert!(late[late.len() / 2] < Duration::from_secs(2), "{late:?}");
 }

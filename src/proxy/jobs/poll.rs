@@ -66,7 +66,7 @@ impl Jobs {
         let Some(mut job) = self.table.get_mut(id) else { return Now::Ask };
         let now = Instant::now();
         let ended = job.slot.is_none();
-        if job.unread && !ended {
+        if job.odd.unread && !ended {
             return Now::Ask;
         }
         let told = job.trouble.clone().or_else(|| job.told.clone());
