@@ -9,6 +9,8 @@ mod cli;
 
 mod guard;
 
+mod framing;
+
 mod rules;
 
 mod quota;

@@ -96,12 +96,18 @@ impl<I: AsyncRead + AsyncWrite + Unpin> Gate<I> {
             Poll::Ready(io::Result::Ok(()))
         })
         .await?;
+        Ok(self.chosen())
+    }
+
+    /// Goes on as what has come says; a preface cut short is no request.
+    pub(super) fn chosen(&mut self) -> bool {
         let http2 = self.kept.starts_with(PREFACE);
         if http2 {
             (self.scanner, self.ready) = (None, self.kept.len());
         }
-        self.unseen = !http2;
-        Ok(http2)
+        self.unseen = !http2 && !self.kept.is_empty();
+        self.signals.reading(self.unseen);
+        http2
     }
 
     /// Gives hyper what is ready.
@@ -263,15 +269,12 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Gate<I> {
     /// Ends our side; then reads on for a while, unless the client has nothing more to say.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let mut lingered = match this.lingered {
-            Some(lingered) => lingered,
-            None => {
-                let closed = Pin::new(&mut this.io).poll_shutdown(cx);
-                ready!(this.written(cx, closed))?;
-                set(&mut this.write_timer, LINGER);
-                0
-            }
-        };
+        if this.lingered.is_none() {
+            let closed = Pin::new(&mut this.io).poll_shutdown(cx);
+            ready!(this.written(cx, closed))?;
+            set(&mut this.write_timer, LINGER);
+        }
+        let mut lingered = this.lingered.unwrap_or_default();
         let between = this.end.is_none() && this.scanner.as_ref().is_none_or(Scanner::between);
         loop {
             let mut space = [0; 4096];

@@ -75,7 +75,7 @@ where
                 Ok(Ok(http2)) => http2,
                 Ok(Err(_)) => return,
                 // What has come may be a piece of a head.
-                Err(_) => false,
+                Err(_) => gate.chosen(),
             },
             () = drain.cancelled() => return,
         };
