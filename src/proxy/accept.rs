@@ -21,6 +21,9 @@ mod serve;
 /// The stream below hyper, which passes on what is well framed.
 mod gate;
 
+/// HTTP/2 streams that stall.
+mod streams;
+
 /// What the stream tells the service.
 mod signals;
 

@@ -11,6 +11,8 @@ mod guard;
 
 mod framing;
 
+mod h2;
+
 mod rules;
 
 mod quota;

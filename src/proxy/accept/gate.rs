@@ -22,7 +22,7 @@ use super::signals::{Refused, Signals};
 /// How HTTP/2 with prior knowledge begins (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// A client that takes nothing for so long while we have something for it is cut off.
-const WRITE_STALL: Duration = Duration::from_secs(30);
+pub(super) const WRITE_STALL: Duration = Duration::from_secs(60);
 /// After the last answer: what a client still sends is read and forgotten for so long, and so much of it, lest a reset eat the answer
 /// (RFC 9112 §9.6).
 const LINGER: Duration = Duration::from_secs(1);

@@ -13,7 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +21,7 @@ use crate::proxy::guard::MAX_HEAD_BYTES;
 
 use super::gate::Gate;
 use super::signals::{Busy, Refused, Signals};
+use super::streams::{Given, Streams};
 
 /// An idle connection is kept for so long after its last answer.
 const IDLE: Duration = Duration::from_secs(75);
@@ -95,7 +96,7 @@ where
             if old && told.is_body_open(number) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, Infallible>(response.map(|body| Counted { body, _busy: busy }))
+            Ok::<_, Infallible>(response.map(|body| Counted { body, given: Given::of_this_stream(), _busy: busy }))
         }
     });
     let ended = if http2 {
@@ -112,8 +113,8 @@ where
     }
 }
 
-fn http2_builder() -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+fn http2_builder() -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(Streams);
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
@@ -150,9 +151,10 @@ async fn watched<C: Future<Output = hyper::Result<()>>>(
     tokio::time::timeout(terms.header_timeout, connection).await.unwrap_or(Ok(()))
 }
 
-/// An answer's body that tells when it has ended or was dropped.
+/// An answer's body that tells when it has ended or was dropped, and when it waits for its client.
 struct Counted<B> {
     body: B,
+    given: Option<Arc<Given>>,
     _busy: Busy,
 }
 
@@ -161,7 +163,11 @@ impl<B: Body + Unpin> Body for Counted<B> {
     type Error = B::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Some(given) = &self.given {
+            given.note(frame.is_ready());
+        }
+        frame
     }
 
     fn is_end_stream(&self) -> bool {
