@@ -8,6 +8,7 @@ use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::Full;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::forecast;
@@ -20,6 +21,8 @@ use crate::proxy::rejection::Rejection;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// Connections at a time; more wait in the system's backlog.
+const CONNECTIONS: usize = 256;
 const TERMS: Terms = Terms { header_timeout: Duration::from_secs(10), http2: false, keep_alive: true };
 
 /// The most webhooks in one answer.
@@ -35,11 +38,15 @@ pub(crate) struct Admin {
 
 /// Serves until aborted.
 pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let accepted = loop {
+            tokio::select! {
+                accepted = listener.accept() => break accepted,
+                Some(_) = connections.join_next() => {}
+            }
         };
         let Ok((tcp, _)) = accepted else {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -53,6 +60,7 @@ pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
                 async move { admin.answer(asked).await }
             })
             .await;
+            drop(place);
         });
     }
 }

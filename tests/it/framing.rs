@@ -20,9 +20,7 @@ use tokio::time::timeout;
 
 use crate::support::config::Scratch;
 use crate::support::raw::{Raw, RawUpstream};
-use crate::support::{KEY, PIPE_BYTES};
-
-const FREE: &str = "requests_per_minute = 60\nconcurrent_jobs = 5";
+use crate::support::{FREE, KEY, PIPE_BYTES};
 
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -112,6 +112,7 @@ async fn nobody_else_notices(site: &Site) {
     assert!(stats.max_in_window <= 60 && stats.refused_rate_429 == 0, "{stats:?}");
 }
 
+const PROTOCOL_ERROR: u32 = 1;
 const CALM: u32 = 11;
 
 #[tokio::test(start_paused = true)]
@@ -128,7 +129,7 @@ async fn streams_opened_and_reset_at_once() {
     nobody_else_notices(&site).await;
 }
 
-/// CVE-2025-8671: the client has the server reset its own streams, by window updates of nothing.
+/// CVE-2025-8671: the client has the server reset its own streams, by windows that overflow.
 #[tokio::test(start_paused = true)]
 async fn streams_that_we_are_made_to_reset() {
     let site = Setup::default().memory();
@@ -136,10 +137,10 @@ async fn streams_that_we_are_made_to_reset() {
     let pairs = (0..5_000_u32).map(|number| {
         let stream = number * 2 + 1;
         let open = frame(HEADERS, END_HEADERS, stream, &block());
-        [open, frame(WINDOW_UPDATE, 0, stream, &[0; 4])].concat()
+        [open, frame(WINDOW_UPDATE, 0, stream, &[0x7f, 0xff, 0xff, 0xff])].concat()
     });
     attack.send(pairs).await;
-    attack.ends_with_goaway().await;
+    assert_eq!(attack.ends_with_goaway().await, CALM);
     nobody_else_notices(&site).await;
 }
 
@@ -153,7 +154,7 @@ async fn data_on_streams_that_have_ended() {
         [open, frame(DATA, 0, stream, b"more")].concat()
     });
     attack.send(pairs).await;
-    attack.ends_with_goaway().await;
+    assert_eq!(attack.ends_with_goaway().await, PROTOCOL_ERROR);
     nobody_else_notices(&site).await;
 }
 
@@ -167,7 +168,7 @@ async fn a_head_that_never_ends() {
     let piece = frame(CONTINUATION, 0, 1, &field.repeat(100));
     let sent = attack.send((0..10_000).map(|_| piece.clone())).await;
     assert!(sent < 100, "{sent} pieces of 10 KiB");
-    attack.ends_with_goaway().await;
+    assert_eq!(attack.ends_with_goaway().await, CALM);
     nobody_else_notices(&site).await;
 }
 
@@ -178,7 +179,7 @@ async fn empty_pieces_of_a_head() {
     attack.send([frame(HEADERS, 0, 1, &block())].into_iter()).await;
     let sent = attack.send((0..100_000).map(|_| frame(CONTINUATION, 0, 1, &[]))).await;
     assert!(sent < 20_000, "{sent}");
-    attack.ends_with_goaway().await;
+    assert_eq!(attack.ends_with_goaway().await, CALM);
     nobody_else_notices(&site).await;
 }
 

@@ -13,6 +13,8 @@ mod framing;
 
 mod h2;
 
+mod clients;
+
 mod rules;
 
 mod quota;

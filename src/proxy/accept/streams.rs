@@ -49,13 +49,13 @@ pub(super) struct Streams;
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, stream: F) {
         let given = Arc::new(Given { begun: Instant::now(), at_ms: AtomicU64::new(0) });
-        let stream = Box::pin(GIVEN.scope(Arc::clone(&given), stream));
-        tokio::spawn(Stream { stream, given, timer: None });
+        let running = Box::pin(GIVEN.scope(Arc::clone(&given), stream));
+        tokio::spawn(Stream { running, given, timer: None });
     }
 }
 
 struct Stream<F> {
-    stream: Pin<Box<TaskLocalFuture<Arc<Given>, F>>>,
+    running: Pin<Box<TaskLocalFuture<Arc<Given>, F>>>,
     given: Arc<Given>,
     timer: Option<Pin<Box<Sleep>>>,
 }
@@ -65,7 +65,7 @@ impl<F: Future<Output = ()>> Future for Stream<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
-        if this.stream.as_mut().poll(cx).is_ready() {
+        if this.running.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
         let Some(due) = this.given.due() else { return Poll::Pending };
