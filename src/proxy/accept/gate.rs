@@ -212,6 +212,9 @@ impl<I: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gate<I> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buf.filled().len();
+        if buf.remaining() == 0 {
+            return Poll::Ready(Ok(())); // nothing read is no end
+        }
         if this.unseen {
             this.look();
         }
