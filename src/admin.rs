@@ -1,27 +1,29 @@
 //! The operator's port: liveness, readiness, metrics, status, jobs and webhooks. No GET changes state; the one POST replays a webhook.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::forecast;
 use crate::metrics::Levels;
 use crate::protocol::Family;
 use crate::proxy::App;
+use crate::proxy::accept::{self, Asked, Terms};
 use crate::proxy::guard::Guard;
 use crate::proxy::rejection::Rejection;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Connections at a time; more wait in the system's backlog.
+const CONNECTIONS: usize = 256;
+const TERMS: Terms = Terms { header_timeout: Duration::from_secs(10), http2: false, keep_alive: true };
 
 /// The most webhooks in one answer.
 const WEBHOOKS_SHOWN: u32 = 1_000;
@@ -36,11 +38,15 @@ pub(crate) struct Admin {
 
 /// Serves until aborted.
 pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let accepted = loop {
+            tokio::select! {
+                accepted = listener.accept() => break accepted,
+                Some(_) = connections.join_next() => {}
+            }
         };
         let Ok((tcp, _)) = accepted else {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -48,21 +54,23 @@ pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
         };
         let admin = Arc::clone(&admin);
         connections.spawn(async move {
-            let service = service_fn(move |request| {
+            // The port stays up while the data port drains.
+            accept::serve(tcp, TERMS, &CancellationToken::new(), move |asked| {
                 let admin = Arc::clone(&admin);
-                async move { Ok::<_, Infallible>(admin.answer(request).await) }
-            });
-            let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(10));
-            // A scraper that hangs up early is no event.
-            let _ = builder.serve_connection(TokioIo::new(tcp), service).await;
+                async move { admin.answer(asked).await }
+            })
+            .await;
+            drop(place);
         });
     }
 }
 
 impl Admin {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let (head, _) = request.into_parts();
+    async fn answer(&self, asked: Asked) -> Response<Full<Bytes>> {
+        let head = match asked {
+            Asked::Request(request) => request.into_parts().0,
+            Asked::Refused(refused) => return refused.rejection.response(Family::Native).map(Full::new),
+        };
         if !self.health_only
             && let Err(rejection) = self.guard.check(&head)
         {

@@ -8,6 +8,7 @@ use std::task::Poll;
 use http::{Request, Response, request};
 use hyper::body::Incoming;
 
+use self::accept::Refused;
 use self::body::Inbound;
 use self::classify::Call;
 use self::dispatch::{Outgoing, Passed, Refusal};
@@ -99,6 +100,9 @@ async fn forward(
     app.guard.check(&head)?;
     let client = app.clients.identify(&head.headers, head.uri.query())?;
     record.client = Some(client);
+    if let Some(answer) = known::about_us(&head) {
+        return Ok(answer);
+    }
     let call = Call::classify(&app.protocol, &app.routes, &head);
     record.class = Some(call.class);
     let account = app.account_for(client, &call)?;
@@ -143,6 +147,13 @@ pub(crate) async fn serve(worker: Arc<Worker>, request: Request<Incoming>) -> Re
         Ok(passed) => app.relay(passed, finish),
         Err(refusal) => app.reject(&refusal, family, finish),
     }
+}
+
+/// Answers a request that may not be acted on.
+pub(crate) fn refuse(app: &Arc<App>, refused: Refused) -> Response<RelayBody> {
+    let family = app.protocol.family(refused.uri.path());
+    let record = Record::new(headers::random_id(), refused.method, refused.uri);
+    app.reject(&refused.rejection.into(), family, Finish::new(Arc::clone(app), record))
 }
 
 /// A panic of a handler is answered, and frees what it held by unwinding.

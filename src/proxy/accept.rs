@@ -1,25 +1,35 @@
 //! Connections from callers. One acceptor hands them round robin to the workers, each a runtime of its own on one thread, so that a
 //! request lives on one thread from accept to answer.
 
-use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 
-use super::guard::MAX_HEAD_BYTES;
-use super::{Worker, serve};
+use super::Worker;
 
-/// Streams of one HTTP/2 connection at a time.
-const MAX_STREAMS: u32 = 256;
+pub(crate) use self::serve::{Asked, Terms, serve};
+pub(crate) use self::signals::Refused;
+
+/// A connection, whatever port it came to.
+mod serve;
+
+/// The stream below hyper, which passes on what is well framed.
+mod gate;
+
+/// HTTP/2 streams that stall.
+mod streams;
+
+/// What the stream tells the service.
+mod signals;
+
+/// The grammar of HTTP/1 messages.
+pub(crate) mod scan;
+
 /// Pause after the system refused a connection (no descriptors left): trying at once would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -85,43 +95,18 @@ pub(crate) async fn connection<I>(worker: Arc<Worker>, io: I, header_timeout: Du
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout).max_buf_size(MAX_HEAD_BYTES * 2);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
-        .keep_alive_interval(Duration::from_secs(20));
-    let metrics = Arc::clone(&worker.app.metrics);
-    let drain = worker.app.drain.clone();
+    let (metrics, drain) = (Arc::clone(&worker.app.metrics), worker.app.drain.clone());
+    let terms = Terms { header_timeout, http2: true, keep_alive: true };
     metrics.connections.inc();
-    let asked = Arc::new(AtomicBool::new(false));
-    let has_asked = Arc::clone(&asked);
-    let service = service_fn(move |request| {
+    serve(io, terms, &drain, move |asked| {
         let worker = Arc::clone(&worker);
-        has_asked.store(true, Ordering::Relaxed);
-        async move { Ok::<_, Infallible>(serve(worker, request).await) }
-    });
-    let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
-    let ended = tokio::select! {
-        ended = served.as_mut() => ended,
-        () = drain.cancelled() => {
-            served.as_mut().graceful_shutdown();
-            served.await
+        async move {
+            match asked {
+                Asked::Request(request) => super::serve(worker, request).await,
+                Asked::Refused(refused) => super::refuse(&worker.app, refused),
+            }
         }
-        () = silence(header_timeout, &asked) => Err("no request came in server.header_timeout".into()),
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended early");
-    }
+    })
+    .await;
     metrics.connections.dec();
-}
-
-/// Resolves when nothing was asked in time. hyper's own clock starts only when it has told HTTP/1.1 and HTTP/2 apart.
-async fn silence(header_timeout: Duration, asked: &AtomicBool) {
-    tokio::time::sleep(header_timeout).await;
-    if asked.load(Ordering::Relaxed) {
-        std::future::pending::<()>().await;
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::{HeaderMap, Method, header, request};
+use http::{HeaderMap, Method, Version, header, request};
 
 use crate::config;
 
@@ -55,6 +55,19 @@ impl Guard {
         self.check_host(request)?;
         self.check_origin(&request.headers)?;
         check_coding(&request.headers)?;
+        // RFC 9110 §10.1.1: no other expectation is defined.
+        if request
+            .headers
+            .get_all(header::EXPECT)
+            .iter()
+            .any(|wish| !wish.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+        {
+            return Err(Rejection::BadRequest("an expectation other than 100-continue"));
+        }
+        // HTTP/1 has been checked before; what is for the server as a whole is for us (RFC 9110 §9.3.7).
+        if request.uri.path() == "*" && request.method != Method::OPTIONS {
+            return Err(Rejection::BadRequest("the target * is for OPTIONS only"));
+        }
         match content_length(&request.headers) {
             Some(length) if length > self.max_body_bytes => {
                 Err(Rejection::BodyTooLarge { limit_bytes: self.max_body_bytes })
@@ -76,6 +89,8 @@ impl Guard {
                 return Err(Rejection::MisdirectedHost);
             }
             (Some(host), _) | (None, Some(host)) => host,
+            // No browser sends such a thing, so that no page can be behind it.
+            (None, None) if request.version == Version::HTTP_10 => return Ok(()),
             (None, None) => return Err(Rejection::BadRequest("no Host field")),
         };
         if self.answers_for(host) { Ok(()) } else { Err(Rejection::MisdirectedHost) }
@@ -135,7 +150,7 @@ fn check_coding(headers: &HeaderMap) -> Result<(), Rejection> {
     }
 }
 
-/// The declared length; hyper has already refused lengths that are no number or disagree.
+/// The declared length; lengths that are no number or disagree have been refused before.
 pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
@@ -189,6 +204,8 @@ mod tests {
             assert_eq!(check(|r| r.header("host", host)), Err(Rejection::MisdirectedHost), "{host}");
         }
         assert!(matches!(check(|r| r), Err(Rejection::BadRequest(_))));
+        assert_eq!(check(|r| r.version(Version::HTTP_10)), Ok(()));
+        assert_eq!(check(|r| r.version(Version::HTTP_10).header("host", "evil.test")), Err(Rejection::MisdirectedHost));
         assert!(matches!(
             check(|r| r.header("host", "localhost").header("host", "localhost")),
             Err(Rejection::BadRequest(_))
@@ -232,5 +249,9 @@ mod tests {
         ));
         assert_eq!(check(|r| host(r).header("transfer-encoding", "gzip, chunked")), Err(Rejection::BadTransferCoding));
         assert_eq!(check(|r| host(r).header("transfer-encoding", "Chunked")), Ok(()));
+        assert_eq!(check(|r| host(r).header("expect", "100-Continue")), Ok(()));
+        assert!(matches!(check(|r| host(r).header("expect", "miracles")), Err(Rejection::BadRequest(_))));
+        assert_eq!(check(|r| host(r).method("OPTIONS").uri("*")), Ok(()));
+        assert!(matches!(check(|r| host(r).uri("*")), Err(Rejection::BadRequest(_))));
     }
 }

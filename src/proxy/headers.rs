@@ -4,6 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::protocol::{Protocol, wait};
 
+use super::guard::content_length;
 use super::identify::CREDENTIALS;
 
 /// How long a caller is willing to wait in the queue: `10s`, `1m30s`.
@@ -36,9 +37,8 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         let named: Vec<HeaderName> = headers
             .get_all(header::CONNECTION)
             .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
             .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
             .collect();
         for name in named {
@@ -80,6 +80,12 @@ pub(crate) fn prepare(headers: &mut HeaderMap, out: Outbound<'_>) {
     out.protocol.dress(headers);
     headers.remove(header::EXPECT);
     headers.insert(header::HOST, out.host.clone());
+    if headers.get(header::CONTENT_LENGTH).is_some_and(|length| length.len() > 1 && length.as_bytes()[0] == b'0')
+        && let Some(length) = content_length(headers)
+    {
+        // Nobody shall take 010 for eight.
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
     if out.plain_answer {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
@@ -167,6 +173,17 @@ mod tests {
         ]);
         strip_hop_by_hop(&mut headers);
         assert_eq!(headers, map(&[("host", "h"), ("content-length", "3"), ("x-end", "1")]));
+        // Bytes that are no name hide no name beside them.
+        let mut headers = map(&[("x-hop", "1")]);
+        headers.insert(header::CONNECTION, HeaderValue::from_bytes(b"\xff, x-hop").expect("a value"));
+        strip_hop_by_hop(&mut headers);
+        assert!(headers.is_empty());
+    }
+
+    #[test]
+    fn a_length_goes_on_in_one_form() {
+        assert_eq!(prepared(&[("content-length", "010")], None)["content-length"], "10");
+        assert_eq!(prepared(&[("content-length", "0")], None)["content-length"], "0");
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! Answers from what is known of a job: they cost nothing upstream.
+//! Answers from what is known here, of a job or of ourselves: they cost nothing upstream.
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue, Response, header};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request};
 use tokio::time::Instant;
 
 use crate::protocol::wait;
@@ -15,6 +16,21 @@ use super::jobs::poll::{Answer, Patience};
 use super::queue::Class;
 use super::rejection::whole_seconds;
 use super::retry::{Reply, ReplyBody};
+
+/// What may be asked of the upstream through us.
+pub(crate) const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+
+/// The answer to a question about the server as a whole (RFC 9110 §9.3.7).
+pub(crate) fn about_us(request: &request::Parts) -> Option<Passed> {
+    if request.uri.path() != "*" {
+        return None;
+    }
+    let (mut head, ()) = Response::new(()).into_parts();
+    head.status = StatusCode::NO_CONTENT;
+    head.headers.insert(header::ALLOW, METHODS);
+    let reply = Reply { head, body: ReplyBody::Whole(Bytes::new()), attempts: 0, upstream: Duration::ZERO };
+    Some(Passed { reply, charge: None, job: None, queued: Duration::ZERO, credits: None, meter: None })
+}
 
 impl App {
     /// The answer to a poll of a job that is known here.

@@ -9,6 +9,8 @@ use serde_json::{Map, Value, json};
 use crate::credits::amount::Amount;
 use crate::protocol::Family;
 
+use super::known::METHODS;
+
 /// Whether the local books or the upstream refused.
 pub(crate) const LIMIT_SOURCE: HeaderName = HeaderName::from_static("sluicegate-limit-source");
 /// Tells SDKs that trying again now is pointless.
@@ -35,6 +37,8 @@ pub(crate) enum Rejection {
     MethodRefused(&'static str),
     #[error("no part of the request body came for {} s", .idle.as_secs_f64())]
     ClientTimeout { idle: Duration },
+    #[error("the request head did not come whole in {} s (server.header_timeout)", .after.as_secs_f64())]
+    HeadTimeout { after: Duration },
     #[error("the request body is longer than {limit_bytes} bytes (server.max_body)")]
     BodyTooLarge { limit_bytes: u64 },
     #[error("the request target is longer than {limit_bytes} bytes")]
@@ -120,7 +124,7 @@ impl Rejection {
             Self::ModelDenied { .. } => "model_denied",
             Self::CreditsExhausted { .. } => "credits_exhausted",
             Self::MethodRefused(_) => "method_refused",
-            Self::ClientTimeout { .. } => "client_timeout",
+            Self::ClientTimeout { .. } | Self::HeadTimeout { .. } => "client_timeout",
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::TargetTooLong { .. } => "target_too_long",
             Self::MisdirectedHost => "misdirected_host",
@@ -152,7 +156,7 @@ impl Rejection {
             Self::CreditsExhausted { .. } => StatusCode::PAYMENT_REQUIRED,
             Self::NotYours => StatusCode::NOT_FOUND,
             Self::MethodRefused(_) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::ClientTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::ClientTimeout { .. } | Self::HeadTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TargetTooLong { .. } => StatusCode::URI_TOO_LONG,
             Self::MisdirectedHost => StatusCode::MISDIRECTED_REQUEST,
@@ -203,6 +207,7 @@ impl Rejection {
                 json!({"limit_bytes": limit_bytes})
             }
             Self::ClientTimeout { idle } => json!({"idle_secs": idle.as_secs_f64()}),
+            Self::HeadTimeout { after } => json!({"after_secs": after.as_secs_f64()}),
             Self::UpstreamTimeout { after, attempts } => {
                 json!({"after_secs": after.as_secs_f64(), "attempts": attempts})
             }
@@ -279,7 +284,7 @@ impl Rejection {
             headers.insert(LIMIT_SOURCE, HeaderValue::from_static("local"));
         }
         if status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"));
+            headers.insert(header::ALLOW, METHODS);
         }
         response
     }

@@ -1,6 +1,5 @@
 //! The upstream's own webhooks, at a port of their own: verified before they are parsed, then they end the job's slot and are relayed.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,16 +8,16 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::ledger::outbox::Waiting;
+use crate::protocol::Family;
 use crate::proxy::App;
+use crate::proxy::accept::{self, Asked, Terms};
 use crate::proxy::jobs::Told;
 
 /// Longest call.
@@ -26,6 +25,8 @@ const LONGEST: usize = 1 << 20;
 const TOKEN_CHARS: usize = 32;
 /// For a request's head, and for its body.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A caller that sits on an idle connection takes a place from others: every call brings its own.
+const TERMS: Terms = Terms { header_timeout: PATIENCE, http2: false, keep_alive: false };
 /// Connections at a time; the port is open to the world.
 const CONNECTIONS: usize = 256;
 
@@ -55,16 +56,17 @@ pub(crate) async fn serve(listener: TcpListener, app: Arc<App>) {
 }
 
 /// Serves one connection.
-pub(crate) async fn connection(io: impl AsyncRead + AsyncWrite + Unpin + Send, app: Arc<App>) {
-    let service = service_fn(move |request| {
+pub(crate) async fn connection(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: Arc<App>) {
+    accept::serve(io, TERMS, &CancellationToken::new(), move |asked| {
         let app = Arc::clone(&app);
-        async move { Ok::<_, Infallible>(answer(receive(&app, request).await)) }
-    });
-    let mut builder = http1::Builder::new();
-    // A caller that sits on an idle connection takes a place from others: every call brings its own.
-    builder.timer(TokioTimer::new()).header_read_timeout(PATIENCE).keep_alive(false).max_buf_size(64 * 1024);
-    // A caller that hangs up early is no event.
-    let _ = builder.serve_connection(TokioIo::new(io), service).await;
+        async move {
+            match asked {
+                Asked::Request(request) => answer(receive(&app, request).await),
+                Asked::Refused(refused) => refused.rejection.response(Family::Native).map(Full::new),
+            }
+        }
+    })
+    .await;
 }
 
 /// The status, and a word for the caller.

@@ -9,6 +9,12 @@ mod cli;
 
 mod guard;
 
+mod framing;
+
+mod h2;
+
+mod clients;
+
 mod rules;
 
 mod quota;

@@ -3,12 +3,14 @@
 //! [`Setup::memory`] joins the three by in-memory pipes, for tests with paused time; [`Setup::loopback`] by sockets. The mock counts by
 //! its own clock and is the judge; the client asks for nothing but an answer.
 
-// In reading order: the two sites, the client, the configuration.
+// In reading order: the two sites, the client, the configuration, an upstream without a parser of ours.
 pub mod client;
 
 pub mod config;
 
 pub mod raw;
+
+pub mod recorder;
 
 pub mod upstream;
 
