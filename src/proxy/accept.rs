@@ -105,6 +105,7 @@ where
     });
     let mut served = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
     let ended = tokio::select! {
+        biased;
         ended = served.as_mut() => ended,
         () = drain.cancelled() => {
             served.as_mut().graceful_shutdown();

@@ -94,6 +94,7 @@ impl Outgoing {
         };
         let turn = if app.metered(account, call) {
             tokio::select! {
+                biased;
                 turn = queue.turn(ask) => turn.map_err(|no| Refusal {
                     spent: Spent { queued: begun.elapsed(), ..Spent::default() },
                     ..app.no_turn(account, client, no, begun, self.max_wait).into()

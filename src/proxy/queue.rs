@@ -270,6 +270,7 @@ impl Account {
         loop {
             let at = self.book().wake_at;
             tokio::select! {
+                biased;
                 () = sleep_until(at) => {
                     self.book().wake_at = None;
                     self.pump();

@@ -36,6 +36,7 @@ impl Look for Looker {
         let queue = &app.accounts[account].queue;
         let ask = Ask { client, class: call.class, slot: false, again: None, deadline: Instant::now() + LOOK_WAITS };
         let turn = tokio::select! {
+            biased;
             turn = queue.turn(ask) => turn,
             // Nobody needs to know any more, and the drain waits for us.
             () = app.drain.cancelled() => return false,
