@@ -44,3 +44,5 @@ mod admin;
 mod sdk;
 
 mod regression;
+
+mod sim;
