@@ -45,4 +45,6 @@ mod sdk;
 
 mod regression;
 
+mod fuzz;
+
 mod sim;
