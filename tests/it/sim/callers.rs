@@ -86,26 +86,18 @@ impl One {
         // What streams through is cut where the upstream cuts it; answers about jobs are whole or none.
         let answer = answer.filter(|answer| answer.whole || what == "echo");
         let (trace, index) = (&self.world.trace, self.index);
-        match &answer {
-            Some(answer) => {
-                trace.note(format!("caller {index}: {what} -> {} {}", answer.status.as_u16(), answer.code()));
-                if answer.code() == "internal" {
-                    self.world.wrong(format!("caller {index}: {what} was answered `internal`"));
-                }
+        if let Some(answer) = &answer {
+            trace.note(format!("caller {index}: {what} -> {} {}", answer.status.as_u16(), answer.code()));
+            if answer.code() == "internal" {
+                self.world.wrong(format!("caller {index}: {what} was answered `internal`"));
             }
-            None => {
-                trace.note(format!("caller {index}: {what} -> broke"));
-                if !life.is_cancelled() {
-                    self.world.wrong(format!("caller {index}: {what} got no answer, and the proxy lives"));
-                }
+        } else {
+            trace.note(format!("caller {index}: {what} -> broke"));
+            if !life.is_cancelled() {
+                self.world.wrong(format!("caller {index}: {what} got no answer, and the proxy lives"));
             }
         }
         answer
-    }
-
-    fn create(&self, call: &str, fails: bool) -> Request<Full<Bytes>> {
-        let input = json!({"prompt": call, "fail": fails});
-        create_with(&json!({"model": "flux-schnell", "input": input})).with(CALL, call)
     }
 
     fn heard(&self, call: &str, answer: Option<&Answer>) {
@@ -127,7 +119,7 @@ impl One {
 
     async fn follow(&self, wait: Option<u32>, fails: bool, cancel: Option<Duration>) {
         let call = format!("c{}", self.index);
-        let mut create = self.create(&call, fails);
+        let mut create = create(&call, fails);
         if let Some(secs) = wait {
             create = create.with("prefer", &format!("wait={secs}"));
         }
@@ -169,7 +161,7 @@ impl One {
 
     async fn leave(&self, after: Duration) {
         let call = format!("c{}", self.index);
-        let create = self.create(&call, false);
+        let create = create(&call, false);
         tokio::select! {
             biased;
             answer = self.ask("create", create) => self.heard(&call, answer.as_ref()),
@@ -195,7 +187,7 @@ impl One {
     async fn one_key(&self, twin: u32, tries: u32) {
         let call = format!("k{}", self.index);
         for turn in 0..tries {
-            let create = self.create(&call, false).with("idempotency-key", &call);
+            let create = create(&call, false).with("idempotency-key", &call);
             let answer = self.ask(&format!("keyed create, twin {twin}, try {turn}"), create).await;
             self.heard(&call, answer.as_ref());
             if let Some(id) = answer.filter(|answer| answer.status.is_success()).and_then(|answer| job_of(&answer)) {
@@ -209,4 +201,9 @@ impl One {
 fn job_of(answer: &Answer) -> Option<String> {
     let json: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
     json["job_id"].as_str().map(str::to_owned)
+}
+
+fn create(call: &str, fails: bool) -> Request<Full<Bytes>> {
+    let input = json!({"prompt": call, "fail": fails});
+    create_with(&json!({"model": "flux-schnell", "input": input})).with(CALL, call)
 }

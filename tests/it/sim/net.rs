@@ -198,10 +198,10 @@ impl Flow {
                         match trouble {
                             Trouble::Reset => return Ended::Reset,
                             Trouble::Stall(pause) => sleep(pause).await,
-                            Trouble::Hole => std::future::pending().await,
+                            Trouble::Hole => std::future::pending::<()>().await,
                             Trouble::HalfClose => {
                                 let _ = self.to.shutdown().await;
-                                std::future::pending().await
+                                std::future::pending::<()>().await;
                             }
                         }
                         continue;
@@ -226,7 +226,7 @@ impl Flow {
     /// The upstream may end its side, and the proxy then ends the connection.
     async fn until_reset(&mut self) {
         if self.run().await == Ended::Closed {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

@@ -1,6 +1,7 @@
 //! What a seed means: limits, callers, faults, deaths of the proxy, steps of the clock.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use fastrand::Rng;
@@ -73,7 +74,7 @@ impl Plan {
             ["auto", "auto", "paced", "burst"][rng.usize(..4)],
         );
         if priced {
-            limits.push_str(&format!("credits_per_day = {}\n", rng.u32(5..60)));
+            let _ = writeln!(limits, "credits_per_day = {}", rng.u32(5..60));
         }
         let mut toml = format!(
             "[upstream]\nattempt_timeout = \"{}s\"\ntotal_timeout = \"{}s\"\n[queue]\nmax_wait = \"{}s\"\nmax_waiting = {}\n\
@@ -90,14 +91,15 @@ impl Plan {
             toml.push_str("[models.\"flux-schnell\"]\ncredits = 1\n");
         }
         if clients > 0 {
-            toml.push_str(&format!(
+            let _ = write!(
+                toml,
                 "[plans.share]\nrequests = {}\nper = \"{}ms\"\nconcurrent_jobs = {}\n[[clients]]\nname = \"web\"\ntoken = {{ env = \"WEB_TOKEN\" }}\n\
                  weight = {}\n[[clients]]\nname = \"batch\"\ntoken = {{ env = \"BATCH_TOKEN\" }}\nplan = \"share\"\n",
                 rng.u32(2..=requests),
                 window.as_millis(),
                 rng.u32(1..=jobs),
                 rng.u32(1..=3),
-            ));
+            );
         }
         if local {
             toml.push_str("[state]\nstore = \"local\"\n");
@@ -171,7 +173,7 @@ fn fault(rng: &mut Rng) -> Planned {
         4 | 5 => Fault::SlowHead { delay: Duration::from_millis(rng.u64(..30_000)) },
         6 => Fault::Garbage { execute: rng.bool() },
         7 => Fault::CloseIdle,
-        8 => Fault::OtherBody { body: ["", "{", "[]", "{\"job_id\":7}", "<html>"][rng.usize(..5)].to_owned() },
+        8 => Fault::OtherBody { body: ["", "{", "[]", "{\"status\":7}", "<html>"][rng.usize(..5)].to_owned() },
         9 => {
             let headers = BTreeMap::from([("retry-after".to_owned(), rng.u32(..10).to_string())]);
             Fault::Status { code: [429, 503][rng.usize(..2)], headers, execute: false }
