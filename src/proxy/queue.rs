@@ -81,7 +81,7 @@ pub(crate) struct Ask {
     pub(crate) class: Class,
     /// The call starts a job and holds no slot yet.
     pub(crate) slot: bool,
-    /// Its place in the order of arrival, if this is not its first attempt.
+    /// Its place in the order of arrival, where it has one already: then it is not refused because too many wait.
     pub(crate) again: Option<u64>,
     pub(crate) deadline: Instant,
 }
@@ -186,6 +186,11 @@ impl Account {
         }
         let now = Instant::now();
         Err(NoTurn::Deadline { retry_in: self.book().earliest(ask.client, now).saturating_duration_since(now) })
+    }
+
+    /// A place in the order of arrival, taken beforehand.
+    pub(crate) fn place(&self) -> u64 {
+        self.book().line.number()
     }
 
     fn enter(self: &Arc<Self>, ask: Ask) -> Result<Entered, NoTurn> {
