@@ -214,7 +214,7 @@ fn build_app(
     let ledger = open_ledger(state, clock, metrics.ledger_failures.clone()).map_err(StartError::State)?;
     let known = ledger.known().map_err(|error| StartError::State(io::Error::other(error)))?;
     let (ledger, key_of) = (Arc::new(ledger), keys(&config.accounts));
-    let accounts = build_accounts(config, state, now)?;
+    let accounts = build_accounts(config, state, clock, now)?;
     let around = webhooks::Parts { ledger: Arc::clone(&ledger), clock, metrics: metrics.webhooks.clone(), ours };
     let (hooks, due) = Webhooks::new(&config.webhooks, Arc::clone(&protocol), around);
     let hooks = Arc::new(hooks);
@@ -279,7 +279,12 @@ fn open_ledger(state: Option<&State>, clock: Clock, failures: Counter) -> io::Re
     Ledger::open(place, clock, failures)
 }
 
-fn build_accounts(config: &Config, state: Option<&State>, now: Instant) -> Result<Vec<Account>, StartError> {
+fn build_accounts(
+    config: &Config,
+    state: Option<&State>,
+    clock: Clock,
+    now: Instant,
+) -> Result<Vec<Account>, StartError> {
     let mut shares: Vec<_> = config.clients.iter().map(|client| (client.plan.clone(), client.weight.get())).collect();
     if shares.is_empty() {
         shares.push((None, 1));
@@ -298,7 +303,7 @@ fn build_accounts(config: &Config, state: Option<&State>, now: Instant) -> Resul
             None => {
                 let ring = match (state, &account.plan.requests) {
                     (Some(state), Some(requests)) => {
-                        Some(state.ring(&account.key, requests).map_err(StartError::State)?)
+                        Some(state.ring(&account.key, requests, clock).map_err(StartError::State)?)
                     }
                     _ => None,
                 };

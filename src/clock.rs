@@ -41,6 +41,12 @@ impl Clock {
         Self(Some(Start { wall, boot: boot::clock(), at: Instant::now(), step: Some(step) }))
     }
 
+    /// The same, on a machine that has been up for `up`.
+    #[must_use]
+    pub fn up_for(self, up: Duration) -> Self {
+        Self(self.0.map(|start| Start { boot: up, ..start }))
+    }
+
     /// Now.
     #[must_use]
     pub fn wall(&self) -> SystemTime {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use http::Uri;
 
 pub use self::file::keys;
+pub(crate) use self::load::load_text;
 pub use self::load::{Flags, Loaded, Sources, TEMPLATE, load, prepare};
 pub use self::report::Report;
 pub use self::secret::Secret;

@@ -9,6 +9,8 @@ pub mod clock;
 pub mod config;
 mod credits;
 mod forecast;
+#[doc(hidden)]
+pub mod fuzz;
 mod ledger;
 mod metrics;
 pub mod mock;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use crate::clock::Clock;
 use crate::config::{Requests, Secret};
 
 use self::ring::Ring;
@@ -43,8 +44,8 @@ impl State {
     }
 
     /// The window log of a key, whatever its account is called: the upstream counts keys.
-    pub(crate) fn ring(&self, key: &Secret, requests: &Requests) -> io::Result<Ring> {
-        Ring::open(&self.path.join(format!("window-{}.ring", fingerprint(key))), requests)
+    pub(crate) fn ring(&self, key: &Secret, requests: &Requests, clock: Clock) -> io::Result<Ring> {
+        Ring::open(&self.path.join(format!("window-{}.ring", fingerprint(key))), requests, clock)
     }
 
     /// The ledger's file.

@@ -80,7 +80,18 @@ pub struct Loaded {
 ///
 /// All problems at once.
 pub fn load(sources: &Sources) -> Result<Loaded, Report> {
-    let file = find(sources)?;
+    load_found(find(sources)?, sources)
+}
+
+/// As `load`, a text that lies in a directory of its own, with this environment.
+pub(crate) fn load_text(text: &str, env: &BTreeMap<String, String>) -> Result<Config, Report> {
+    let (name, directory) = (FILE.to_owned(), PathBuf::from("/nonexistent"));
+    let found = Found { path: None, name, text: Cow::Owned(text.to_owned()), directory, trusted: false };
+    let sources = Sources { env: env.clone(), ..Sources::default() };
+    load_found(found, &sources).map(|loaded| loaded.config)
+}
+
+fn load_found(file: Found, sources: &Sources) -> Result<Loaded, Report> {
     let problems = Problems::default();
     let mut table = Table::parse(&file.text, &problems);
     if !problems.is_empty() {

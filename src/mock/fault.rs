@@ -49,6 +49,11 @@ pub enum Fault {
         #[serde(default)]
         execute: bool,
     },
+    /// The request is carried out; the body of its answer is this instead.
+    OtherBody {
+        /// The body.
+        body: String,
+    },
     /// A good answer; shortly after its end the connection is closed without notice.
     CloseIdle,
 }

@@ -96,13 +96,16 @@ async fn serve(link: &Arc<Link>, call: &Call, body: Incoming) -> Result<Response
     let execute = match fault {
         Fault::Status { execute, .. } | Fault::Hang { execute } | Fault::Garbage { execute } => execute,
         Fault::ResetBefore => false,
-        Fault::ResetAfter | Fault::HalfBody | Fault::SlowHead { .. } | Fault::CloseIdle => true,
+        Fault::ResetAfter | Fault::HalfBody | Fault::SlowHead { .. } | Fault::OtherBody { .. } | Fault::CloseIdle => {
+            true
+        }
     };
     let answer = if execute { routes::route(call, body).await? } else { Response::new(Reply::whole(Bytes::new())) };
     match fault {
         Fault::Status { code, headers, .. } => Ok(other_status(code, &headers)),
         Fault::ResetBefore | Fault::ResetAfter => Err(Cut::Scripted),
         Fault::HalfBody => Ok(answer.map(Reply::cut_short)),
+        Fault::OtherBody { body } => Ok(answer.map(|_| Reply::whole(body))),
         Fault::Hang { .. } => std::future::pending().await,
         Fault::SlowHead { delay } => {
             sleep(delay).await;

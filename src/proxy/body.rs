@@ -258,7 +258,7 @@ impl Reader {
 }
 
 /// The value of the `model` part of a multipart body, if it stands whole in this prefix.
-fn model_part(prefix: &[u8]) -> Option<String> {
+pub(crate) fn model_part(prefix: &[u8]) -> Option<String> {
     let find =
         |from: usize, what: &[u8]| prefix[from..].windows(what.len()).position(|at| at == what).map(|at| from + at);
     let name = find(0, b"name=\"model\"").or_else(|| find(0, b"name=model"))?;

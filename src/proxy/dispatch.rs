@@ -101,6 +101,7 @@ impl Outgoing {
             queue.turn(ask).await.map_err(|no| app.no_turn(account, client, no, begun, self.max_wait))
         };
         let turn = tokio::select! {
+            biased;
             turn = turn => turn.map_err(|rejection: Rejection| Refusal {
                 spent: Spent { queued: begun.elapsed(), ..Spent::default() },
                 ..rejection.into()

@@ -81,7 +81,7 @@ pub(crate) struct Ask {
     pub(crate) class: Class,
     /// The call starts a job and holds no slot yet.
     pub(crate) slot: bool,
-    /// Its place in the order of arrival, if this is not its first attempt.
+    /// Its place in the order of arrival, where it has one already: then it is not refused because too many wait.
     pub(crate) again: Option<u64>,
     pub(crate) deadline: Instant,
 }
@@ -188,6 +188,11 @@ impl Account {
         Err(NoTurn::Deadline { retry_in: self.book().earliest(ask.client, now).saturating_duration_since(now) })
     }
 
+    /// A place in the order of arrival, taken beforehand.
+    pub(crate) fn place(&self) -> u64 {
+        self.book().line.number()
+    }
+
     fn enter(self: &Arc<Self>, ask: Ask) -> Result<Entered, NoTurn> {
         let now = Instant::now();
         let mut guard = self.book();
@@ -270,6 +275,7 @@ impl Account {
         loop {
             let at = self.book().wake_at;
             tokio::select! {
+                biased;
                 () = sleep_until(at) => {
                     self.book().wake_at = None;
                     self.pump();

@@ -165,6 +165,7 @@ impl Sending<'_> {
                 if metered { account.queue.turn(ask).await.ok() } else { Some(account.queue.unmetered(self.client)) }
             };
             let turn = tokio::select! {
+                biased;
                 turn = again => turn,
                 () = gone(self.caller) => None,
             };
@@ -242,6 +243,7 @@ impl Sending<'_> {
             self.sending();
             let idle = self.worker.app.idle_timeout;
             let answer = tokio::select! {
+                biased;
                 answer = connection.send(request) => Some(answer),
                 // An upload takes the time that its caller needs; the clock of the answer starts when it is through.
                 () = upload.stuck(idle, timeout), if streamed => None,

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::clock::Clock;
 use crate::config::Requests;
 use crate::proxy::quota::window::WindowLog;
 
@@ -29,6 +30,7 @@ const LEASES_A_WINDOW: u32 = 256;
 /// The open file of one account.
 pub(crate) struct Ring {
     file: File,
+    clock: Clock,
     earlier: Earlier,
     next: u64,
     window: Duration,
@@ -54,7 +56,7 @@ enum Earlier {
 }
 
 impl Ring {
-    pub(crate) fn open(path: &Path, requests: &Requests) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, requests: &Requests, clock: Clock) -> io::Result<Self> {
         let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
@@ -71,6 +73,7 @@ impl Ring {
         }
         Ok(Self {
             file,
+            clock,
             earlier,
             next,
             window: requests.window,
@@ -83,7 +86,7 @@ impl Ring {
 
     /// Counts what an earlier process sent.
     pub(crate) fn restore(&mut self, log: &mut WindowLog, now: Instant) {
-        let boot_now = nanos(boot::clock());
+        let boot_now = nanos(self.clock.boot());
         let held = self.window + self.jitter;
         match std::mem::replace(&mut self.earlier, Earlier::Sent(Vec::new())) {
             Earlier::Unknown => {
@@ -117,7 +120,7 @@ impl Ring {
             return;
         }
         let valid = if self.chunk > 1 { self.window / LEASES_A_WINDOW } else { Duration::ZERO };
-        self.write(nanos(boot::clock() + valid), self.chunk);
+        self.write(nanos(self.clock.boot() + valid), self.chunk);
         self.lease = (self.chunk > 1).then(|| Lease { until: now + valid, left: self.chunk - 1 });
     }
 
@@ -207,7 +210,7 @@ mod tests {
         fn free_after_restart(&self, limit: u32) -> (u32, WindowLog, Ring) {
             let requests = requests(limit);
             let now = Instant::now();
-            let mut ring = Ring::open(&self.0, &requests).expect("opens");
+            let mut ring = Ring::open(&self.0, &requests, Clock::system()).expect("opens");
             let mut log = WindowLog::new(limit, requests.window, requests.jitter, now);
             ring.restore(&mut log, now);
             (log.free(now), log, ring)

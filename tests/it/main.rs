@@ -60,3 +60,7 @@ mod admin;
 mod sdk;
 
 mod regression;
+
+mod fuzz;
+
+mod sim;

@@ -191,3 +191,22 @@ async fn an_upload_that_was_reset_never_arrives_as_whole() {
         assert_eq!(before.proxy.usage(), NOTHING, "{reason} {path}");
     }
 }
+
+/// With the queue full of creates that waited for slots, looks at the jobs that held those slots were refused: nobody went until the
+/// creates gave up. Found by the simulation, seed 3721.
+#[tokio::test(start_paused = true)]
+async fn a_queue_full_of_creates_does_not_keep_the_proxy_from_seeing_jobs_end() {
+    let setup = Setup {
+        plan: "requests_per_minute = 60\nconcurrent_jobs = 1",
+        toml: "[queue]\nmax_waiting = 2",
+        ..Setup::default()
+    };
+    let site = setup.memory();
+    site.start_job().await;
+    let waiting = [site.spawn(create()), site.spawn(create())];
+    let begun = Instant::now();
+    for create in waiting {
+        assert_eq!(create.await.expect("no panic").status, 201);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(30), "two jobs of 2.5 s: {:?}", begun.elapsed());
+}

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::support::client::With;
 use crate::support::config::Scratch;
-use crate::support::{KEY, NOTHING, Setup, Site, create, create_with, get, poll};
+use crate::support::{KEY, NOTHING, Setup, Site, copy_all, create, create_with, get, poll};
 
 /// The state is in the scratch directory: `HOME` of the configuration's environment.
 fn setup() -> Setup {
@@ -230,19 +230,6 @@ async fn kill_in_flight(site: Site) -> Scratch {
     copy_all(&site.scratch.0, &copy.0);
     drop(site);
     copy
-}
-
-fn copy_all(from: &std::path::Path, to: &std::path::Path) {
-    for entry in std::fs::read_dir(from).expect("a directory") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        if entry.file_type().expect("known").is_dir() {
-            std::fs::create_dir_all(&target).expect("made");
-            copy_all(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).expect("copied");
-        }
-    }
 }
 
 /// Changes what a process that is gone has left, as time or a clock would have.

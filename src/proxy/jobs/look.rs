@@ -34,12 +34,15 @@ impl Look for Looker {
         let Ok(head) = app.outbound(&call, owner.account, head) else { return true };
         let (account, client) = (owner.account, owner.client);
         let queue = &app.accounts[account].queue;
-        let ask = Ask { client, class: call.class, slot: false, again: None, deadline: Instant::now() + LOOK_WAITS };
+        // With a place of its own, as it may be what those wait for who fill the queue. There is one a live job at most.
+        let again = Some(queue.place());
+        let ask = Ask { client, class: call.class, slot: false, again, deadline: Instant::now() + LOOK_WAITS };
         let turn = async {
             self.0.upstream.reachable(false, ask.deadline).await.ok()?;
             queue.turn(ask).await.ok()
         };
         let turn = tokio::select! {
+            biased;
             turn = turn => turn,
             // Nobody needs to know any more, and the drain waits for us.
             () = app.drain.cancelled() => return false,

@@ -39,6 +39,7 @@ impl Jobs {
                 }
             };
             tokio::select! {
+                biased;
                 () = wait => self.run_due(&look, &tasks),
                 () = self.kick.notified() => {}
             }

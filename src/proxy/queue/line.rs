@@ -163,7 +163,7 @@ impl<T> Line<T> {
         let lane = &mut self.lanes[ticket.client];
         lane.waiting[ticket.class as usize].insert(ticket.seq, (need, waiter));
         let parked_for_jobs = matches!(lane.place, Place::Slot | Place::OwnSlot);
-        if lane.place == Place::Idle || (parked_for_jobs && need == Need::Nothing) {
+        if lane.place == Place::Idle || (parked_for_jobs && need != Need::Slot) {
             self.revive(ticket.client);
         }
     }
@@ -400,6 +400,28 @@ mod tests {
         assert_eq!(order(&mut line, none), [(0, Class::Poll)]);
         assert_eq!(line.wanting_slots(), 1);
         assert_eq!(order(&mut line, ALL_FREE), [(0, Class::Create)]);
+    }
+
+    #[test]
+    fn a_retry_with_a_slot_is_not_parked_behind_its_client_s_own_limit() {
+        struct NoneOfItsOwn;
+        impl Shares for NoneOfItsOwn {
+            fn rate(&self, _: usize, _: Instant) -> Result<(), Instant> {
+                Ok(())
+            }
+            fn slot(&self, _: usize) -> bool {
+                false
+            }
+        }
+        let mut line = Line::new(&[1]);
+        let now = Instant::now();
+        let (first, second) = (line.number(), line.number());
+        let ticket = |seq| Ticket { client: 0, class: Class::Create, seq };
+        line.join(ticket(second), Need::Slot, second);
+        assert!(line.next(now, ALL_FREE, &NoneOfItsOwn).is_none(), "the first holds the client's only slot");
+        line.join(ticket(first), Need::Room, first);
+        let next = line.next(now, ALL_FREE, &NoneOfItsOwn);
+        assert_eq!(next.map(|(ticket, ..)| ticket.seq), Some(first));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use sluicegate::config::{self, Config, Sources, State};
 
@@ -11,7 +13,11 @@ pub struct Scratch(pub PathBuf);
 
 impl Scratch {
     pub fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("sluicegate-it-{:016x}", fastrand::u64(..)));
+        // Not by fastrand: tests that seed it would share their directories.
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_micros();
+        let (process, number) = (std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(format!("sluicegate-it-{process}-{number}-{since}"));
         fs::create_dir_all(&path).expect("a directory");
         Self(path)
     }

@@ -235,6 +235,20 @@ impl Live {
     }
 }
 
+/// Copies a directory, as it stands at this moment.
+pub fn copy_all(from: &std::path::Path, to: &std::path::Path) {
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("known").is_dir() {
+            std::fs::create_dir_all(&target).expect("made");
+            copy_all(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}
+
 /// A create.
 pub fn create() -> Request<Full<Bytes>> {
     create_with(&json!({"model": "flux-schnell", "input": {"prompt": "a gate"}}))

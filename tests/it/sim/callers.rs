@@ -1,0 +1,209 @@
+//! Callers and their habits, and what each heard.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastrand::Rng;
+use http::Request;
+use http_body_util::Full;
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+
+use super::plan::{Caller, Habit};
+use super::world::World;
+use crate::support::client::{self, Answer, With, get, request};
+use crate::support::{create_with, poll};
+
+/// Names a logical create upstream, whoever repeats it.
+pub const CALL: &str = "x-sim-call";
+/// Nobody follows a job for longer.
+const FOLLOWED_FOR: Duration = Duration::from_secs(3600);
+
+/// What became of one create, as its caller knows it.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    pub call: String,
+    pub what: What,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// Whatever the answer was, it was all there.
+    Answer { status: u16, code: String, charge: String, job: Option<String>, credits: String },
+    /// The connection broke: the proxy died.
+    Broke,
+    /// The caller hung up.
+    Left,
+}
+
+/// A caller's whole life. Every wrong thing it hears is noted as one.
+pub async fn live(world: Arc<World>, index: usize, caller: Caller) {
+    sleep(caller.starts).await;
+    let rng = Rng::with_seed(world.plan.seed ^ (index as u64) << 32);
+    let one = One { world, index, caller, rng: Arc::new(Mutex::new(rng)) };
+    match one.caller.habit {
+        Habit::Follows { wait, fails, cancel } => one.follow(wait, fails, cancel).await,
+        Habit::Leaves(after) => one.leave(after).await,
+        Habit::Keyed { twins, tries } => one.keyed(twins, tries).await,
+        Habit::Echo => {
+            one.ask("echo", get("/v1/echo")).await;
+        }
+        Habit::Stranger => {
+            one.ask("stranger", poll("nobody-s")).await;
+        }
+    }
+}
+
+#[derive(Clone)]
+struct One {
+    world: Arc<World>,
+    index: usize,
+    caller: Caller,
+    rng: Arc<Mutex<Rng>>,
+}
+
+impl One {
+    fn fork(&self) -> Rng {
+        self.rng.lock().expect("no panics").fork()
+    }
+
+    fn dressed(&self, mut request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
+        if let Some(token) = self.caller.token {
+            request = request.with("sluicegate-token", token);
+        }
+        if let Some(most) = self.caller.max_wait {
+            request = request.with("sluicegate-max-wait", &format!("{most}s"));
+        }
+        request
+    }
+
+    /// Asks a proxy that lives. `None`: it died before the answer was whole.
+    async fn ask(&self, what: &str, request: Request<Full<Bytes>>) -> Option<Answer> {
+        let request = self.dressed(request);
+        let (io, life) = self.world.connect(self.fork()).await;
+        let answer = client::try_exchange(io, request).await;
+        // What streams through is cut where the upstream cuts it; answers about jobs are whole or none.
+        let answer = answer.filter(|answer| answer.whole || what == "echo");
+        let (trace, index) = (&self.world.trace, self.index);
+        if let Some(answer) = &answer {
+            trace.note(format!("caller {index}: {what} -> {} {}", answer.status.as_u16(), answer.code()));
+            if answer.code() == "internal" {
+                self.world.wrong(format!("caller {index}: {what} was answered `internal`"));
+            }
+        } else {
+            trace.note(format!("caller {index}: {what} -> broke"));
+            if !life.is_cancelled() {
+                self.world.wrong(format!("caller {index}: {what} got no answer, and the proxy lives"));
+            }
+        }
+        answer
+    }
+
+    fn heard(&self, call: &str, answer: Option<&Answer>) {
+        let what = match answer {
+            None => What::Broke,
+            Some(answer) => {
+                let json: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+                What::Answer {
+                    status: answer.status.as_u16(),
+                    code: answer.code(),
+                    charge: answer.header("sluicegate-charge").to_owned(),
+                    job: json["job_id"].as_str().map(str::to_owned),
+                    credits: answer.header("sluicegate-credits-charged").to_owned(),
+                }
+            }
+        };
+        self.world.heard(Heard { call: call.to_owned(), what });
+    }
+
+    async fn follow(&self, wait: Option<u32>, fails: bool, cancel: Option<Duration>) {
+        let call = format!("c{}", self.index);
+        let mut create = create(&call, fails);
+        if let Some(secs) = wait {
+            create = create.with("prefer", &format!("wait={secs}"));
+        }
+        let answer = self.ask("create", create).await;
+        self.heard(&call, answer.as_ref());
+        let Some(id) = answer.filter(|answer| answer.status.is_success()).and_then(|answer| job_of(&answer)) else {
+            return;
+        };
+        if let Some(after) = cancel {
+            sleep(after).await;
+            let cancel = request("DELETE", &format!("/v1/predictions/{id}"), Bytes::new());
+            self.ask(&format!("cancel {id}"), cancel).await;
+        }
+        self.until_the_end(&id, wait).await;
+    }
+
+    /// Polls as the vendor's examples do. What was accepted must never be unknown, and must come to an end.
+    async fn until_the_end(&self, id: &str, wait: Option<u32>) {
+        let begun = Instant::now();
+        let mut pause = Duration::from_secs(1);
+        while begun.elapsed() < FOLLOWED_FOR {
+            sleep(pause).await;
+            pause = pause.mul_f64(1.5).min(Duration::from_secs(10));
+            let mut asks = poll(id);
+            if let Some(secs) = wait {
+                asks = asks.with("prefer", &format!("wait={secs}"));
+            }
+            let Some(answer) = self.ask(&format!("poll {id}"), asks).await else { continue };
+            if answer.status == 404 {
+                return self.world.wrong(format!("caller {}: its job {id} is unknown", self.index));
+            }
+            let json: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+            if matches!(json["status"].as_str(), Some("completed" | "failed" | "cancelled")) {
+                return;
+            }
+        }
+        self.world.wrong(format!("caller {}: its job {id} never ended", self.index));
+    }
+
+    async fn leave(&self, after: Duration) {
+        let call = format!("c{}", self.index);
+        let create = create(&call, false);
+        tokio::select! {
+            biased;
+            answer = self.ask("create", create) => self.heard(&call, answer.as_ref()),
+            () = sleep(after) => {
+                self.world.trace.note(format!("caller {}: hangs up", self.index));
+                self.world.heard(Heard { call, what: What::Left });
+            }
+        }
+    }
+
+    async fn keyed(&self, twins: u32, tries: u32) {
+        let twins: Vec<_> = (0..twins)
+            .map(|twin| {
+                let one = Self { rng: Arc::new(Mutex::new(self.fork())), ..self.clone() };
+                tokio::spawn(async move { one.one_key(twin, tries).await })
+            })
+            .collect();
+        for twin in twins {
+            twin.await.expect("no caller panics");
+        }
+    }
+
+    async fn one_key(&self, twin: u32, tries: u32) {
+        let call = format!("k{}", self.index);
+        for turn in 0..tries {
+            let create = create(&call, false).with("idempotency-key", &call);
+            let answer = self.ask(&format!("keyed create, twin {twin}, try {turn}"), create).await;
+            self.heard(&call, answer.as_ref());
+            if let Some(id) = answer.filter(|answer| answer.status.is_success()).and_then(|answer| job_of(&answer)) {
+                return self.until_the_end(&id, None).await;
+            }
+            sleep(Duration::from_secs(2)).await;
+        }
+    }
+}
+
+fn job_of(answer: &Answer) -> Option<String> {
+    let json: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
+    json["job_id"].as_str().map(str::to_owned)
+}
+
+fn create(call: &str, fails: bool) -> Request<Full<Bytes>> {
+    let input = json!({"prompt": call, "fail": fails});
+    create_with(&json!({"model": "flux-schnell", "input": input})).with(CALL, call)
+}
