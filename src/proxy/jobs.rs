@@ -410,6 +410,9 @@ impl Jobs {
         let Some(slot) = slot else { return };
         let now = Instant::now();
         self.models.ended(&model, owner.account, id, started, seen.then_some(running), now);
+        if let Some(held) = self.models.held(owner.account) {
+            self.queues[owner.account].jobs_take(held);
+        }
         let answer = told.as_ref().map(|told| told.body.clone());
         let ended = Ended { id: id.to_owned(), number, end, answer };
         self.observers.iter().for_each(|observer| observer(&ended));

@@ -74,6 +74,11 @@ impl Models {
         known.models.entry(Arc::clone(model)).or_default().live.insert((at, id.to_owned()));
     }
 
+    /// How long a job of this account keeps its slot, of late.
+    pub(crate) fn held(&self, account: usize) -> Option<Duration> {
+        self.lock().accounts[account].held_secs.and_then(|secs| Duration::try_from_secs_f64(secs).ok())
+    }
+
     /// A job lives no longer. `running`: when it was last known to run, if its end was seen.
     pub(crate) fn ended(
         &self,
