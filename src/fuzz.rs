@@ -11,11 +11,13 @@ use crate::config;
 use crate::credits::tokens;
 use crate::protocol::pattern::Pattern;
 use crate::protocol::{Protocol, core_today, replicate, wait};
+use crate::proxy::accept::scan::{Scanner, Then};
 use crate::proxy::classify::Call;
 use crate::proxy::guard::Guard;
 use crate::proxy::headers;
 use crate::proxy::identify::Clients;
 use crate::proxy::quota::feedback::Feedback;
+use crate::webhooks::intake::Shape;
 
 /// It stands in no report, whether it comes from the environment or was written into the file.
 const KEY: &str = "cdt_9f8e7d6c5b4a39281706f5e4";
@@ -24,7 +26,7 @@ const KEY: &str = "cdt_9f8e7d6c5b4a39281706f5e4";
 pub type Target = fn(&[u8]);
 
 /// All of them, by name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("head", head),
     ("pattern", pattern),
     ("feedback", feedback),
@@ -32,6 +34,7 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("config", config),
     ("job_answer", job_answer),
     ("create_body", create_body),
+    ("framing", framing),
 ];
 
 /// The head of a request: what it means, who calls, what of it goes on.
@@ -186,10 +189,28 @@ pub fn create_body(data: &[u8]) {
     assert!(model(&core_today()).as_deref() != Some(""), "a model without a name");
     let _ = model(&replicate());
     let _ = crate::proxy::body::model_part(data);
-    let asked = crate::webhooks::intake::asked(data);
-    if asked.is_some()
-        && let Some(without) = crate::webhooks::intake::without(data)
-    {
-        assert!(crate::webhooks::intake::asked(&without).is_none(), "the webhook is still there");
+    for shape in [Shape::Json, Shape::Form("x".to_owned())] {
+        if shape.asked(data).is_some()
+            && let Some(without) = shape.rewritten(data, None)
+        {
+            assert!(shape.asked(&without).is_none(), "the webhook is still there");
+        }
     }
+}
+
+/// The bytes of an HTTP/1 connection: whatever way they are split, the same of them pass.
+pub fn framing(data: &[u8]) {
+    let Some((cut, bytes)) = data.split_first() else { return };
+    let (mut whole, mut pieces) = (Scanner::default(), Scanner::default());
+    let at_once = whole.feed(bytes);
+    let (mut passed, mut end) = (0, 0);
+    let then = loop {
+        end = (end + 1 + usize::from(*cut)).min(bytes.len());
+        let seen = pieces.feed(&bytes[passed..end]);
+        passed += seen.passed;
+        if !matches!(seen.then, Then::More | Then::Part) || end == bytes.len() {
+            break seen.then;
+        }
+    };
+    assert_eq!((at_once.passed, &at_once.then, whole.heads()), (passed, &then, pieces.heads()), "split by {cut}");
 }

@@ -108,6 +108,8 @@ pub struct Protocol {
     pub(crate) wrapper: Option<Pointer>,
     /// Where the word is that says how the job is.
     pub(crate) state: Pointer,
+    /// Where the last answer tells how long the job took from its acceptance to its end, in seconds; first match first.
+    pub(crate) run_times: Vec<Pointer>,
     /// Words that end a job, in any case. Anything else is running.
     pub(crate) succeeded: Vec<String>,
     pub(crate) failed: Vec<String>,
@@ -229,7 +231,11 @@ impl Protocol {
         });
         let status = self.state.first(&members).and_then(pointer::text);
         let ended = status.as_deref().and_then(|status| self.end(status));
-        Some(JobAnswer { id, status, ended })
+        let run_time = ended.and_then(|_| {
+            let told = self.run_times.iter().find_map(|at| at.first(&members)?.get().parse().ok())?;
+            Duration::try_from_secs_f64(told).ok()
+        });
+        Some(JobAnswer { id, status, ended, run_time })
     }
 
     fn end(&self, status: &str) -> Option<End> {
@@ -273,6 +279,8 @@ pub(crate) struct JobAnswer {
     /// As the upstream spells it.
     pub(crate) status: Option<String>,
     pub(crate) ended: Option<End>,
+    /// From its acceptance to its end, where the answer tells it.
+    pub(crate) run_time: Option<Duration>,
 }
 
 /// How a job ended.
@@ -331,6 +339,17 @@ impl Family {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_answer_may_tell_the_run_time() {
+        let told = |body: &str| core_today().read(body.as_bytes()).and_then(|answer| answer.run_time);
+        let ended = r#"{"id": "p1", "status": "succeeded", "metrics": {"total_time": 3.1, "queue_time": 0.4}}"#;
+        assert_eq!(told(ended), Some(Duration::from_secs_f64(3.1)));
+        assert_eq!(told(&ended.replace("succeeded", "pending")), None, "it still runs");
+        for odd in ["-1", "1e300", "\"3.1\"", "null"] {
+            assert_eq!(told(&ended.replace("3.1", odd)), None, "{odd}");
+        }
+    }
 
     #[test]
     fn upload_is_not_an_id() {
@@ -409,8 +428,9 @@ mod tests {
     fn both_dialects_are_read_in_any_case() {
         let protocol = core_today();
         let read = |text: &str| protocol.read(text.as_bytes());
-        let answer =
-            |id: &str, status: &str, ended| Some(JobAnswer { id: Some(id.into()), status: Some(status.into()), ended });
+        let answer = |id: &str, status: &str, ended| {
+            Some(JobAnswer { id: Some(id.into()), status: Some(status.into()), ended, run_time: None })
+        };
         assert_eq!(read(r#"{"id":"a","status":"Succeeded"}"#), answer("a", "Succeeded", Some(End::Succeeded)));
         assert_eq!(read(r#"{"job_id":"b","id":"x","status":"processing"}"#), answer("b", "processing", None));
         assert_eq!(

@@ -103,6 +103,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("protocols.*.id", Texts),
     ("protocols.*.wrapper", Text),
     ("protocols.*.state", Text),
+    ("protocols.*.run_time", Texts),
     ("protocols.*.succeeded", Texts),
     ("protocols.*.failed", Texts),
     ("protocols.*.cancelled", Texts),

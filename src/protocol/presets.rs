@@ -25,6 +25,7 @@ pub(crate) fn core_today() -> Protocol {
         // Some routes wrap their answer in {"success": true, "data": {...}}.
         wrapper: Some(pointer("/data")),
         state: pointer("/status"),
+        run_times: pointers(&["/metrics/total_time"]),
         succeeded: words(&["succeeded", "completed"]),
         failed: words(&["failed"]),
         cancelled: words(&["cancelled", "canceled"]),
@@ -58,6 +59,7 @@ pub(crate) fn replicate() -> Protocol {
         ids: pointers(&["/id"]),
         wrapper: None,
         state: pointer("/status"),
+        run_times: pointers(&["/metrics/total_time"]),
         succeeded: words(&["succeeded"]),
         failed: words(&["failed", "aborted"]),
         cancelled: words(&["canceled"]),
@@ -89,6 +91,7 @@ pub(crate) fn usual() -> Protocol {
         ids: pointers(&["/id"]),
         wrapper: None,
         state: pointer("/status"),
+        run_times: Vec::new(),
         succeeded: Vec::new(),
         failed: Vec::new(),
         cancelled: Vec::new(),

@@ -24,7 +24,7 @@ use crate::protocol::{End, JobAnswer, Protocol};
 
 use super::queue::{Account, Slot};
 
-use self::models::Models;
+use self::models::{Models, Ran};
 use self::remembered::Remembered;
 
 pub(crate) use self::pending::{Charge, Pending, may_have_been_done};
@@ -126,6 +126,15 @@ struct Odd {
     unread: bool,
     /// Other creates were answered with its id.
     repeated: bool,
+}
+
+/// How the end of a job came to be known.
+#[derive(Debug, Clone, Copy)]
+enum Sight {
+    /// It was concluded.
+    None,
+    /// An answer said so, perhaps with how long the job took.
+    Seen(Option<Duration>),
 }
 
 struct Job {
@@ -351,7 +360,7 @@ impl Jobs {
     /// The same by the owner's client, which asked for this path.
     pub(crate) fn saw_poll(&self, id: &str, owner: Owner, path: &str, told: Told, asked: Instant) {
         if told.status == StatusCode::NOT_FOUND || told.status == StatusCode::GONE {
-            return self.end(id, End::Gone, "gone", Some(told), false);
+            return self.end(id, End::Gone, "gone", Some(told), Sight::None);
         }
         if !told.status.is_success() {
             let lasting = told.status.is_client_error() && !matches!(told.status.as_u16(), 408 | 429);
@@ -365,11 +374,11 @@ impl Jobs {
         let about_it = answer.filter(|answer| answer.id.as_deref().is_none_or(|other| other == id));
         let Some(answer) = about_it else { return self.keep_odd(id, told) };
         match answer {
-            JobAnswer { ended: Some(end), status, .. } => {
+            JobAnswer { ended: Some(end), status, run_time, .. } => {
                 if self.owner(id).is_none() {
                     self.note_ended(id, owner);
                 }
-                self.end(id, end, status.as_deref().unwrap_or(end.name()), Some(told), true);
+                self.end(id, end, status.as_deref().unwrap_or(end.name()), Some(told), Sight::Seen(run_time));
             }
             JobAnswer { status, .. } => self.runs(id, owner, path, status, told, asked),
         }
@@ -430,7 +439,7 @@ impl Jobs {
         let runs_on = answer.as_ref().is_some_and(|answer| answer.ended.is_none());
         if gone || (told.status.is_success() && !runs_on) {
             let is_state = answer.is_some_and(|answer| answer.id.as_deref() == Some(id));
-            self.end(id, End::Cancelled, "cancelled", Some(told).filter(|_| is_state), false);
+            self.end(id, End::Cancelled, "cancelled", Some(told).filter(|_| is_state), Sight::None);
         }
     }
 
@@ -472,8 +481,8 @@ impl Jobs {
         self.table.entry(id.to_owned()).or_insert(job);
     }
 
-    /// The job holds its slot no longer. `seen` where its end was seen, rather than concluded.
-    fn end(&self, id: &str, end: End, status: &str, told: Option<Told>, seen: bool) {
+    /// The job holds its slot no longer.
+    fn end(&self, id: &str, end: End, status: &str, told: Option<Told>, sight: Sight) {
         let told = told.map(Arc::new);
         let Some(mut job) = self.table.get_mut(id).filter(|job| job.slot.is_some() || job.told.is_none()) else {
             return;
@@ -484,7 +493,7 @@ impl Jobs {
         job.trouble = None;
         let changed = job.changed.take();
         let (slot, owner, number, model) = (job.slot.take(), job.owner, job.number, Arc::clone(&job.model));
-        let (started, running, seen) = (job.started, job.running, seen && job.seen_start);
+        let (started, running, seen_start) = (job.started, job.running, job.seen_start);
         drop(job);
         if let Some(changed) = changed {
             changed.send_replace(());
@@ -492,7 +501,14 @@ impl Jobs {
         self.remember(id, size);
         let Some(slot) = slot else { return };
         let now = Instant::now();
-        self.models.ended(&model, owner.account, id, started, seen.then_some(running), now);
+        let ran = match sight {
+            Sight::Seen(told) if seen_start => Some(Ran { running, told }),
+            _ => None,
+        };
+        self.models.ended(&model, owner.account, id, started, ran, now);
+        if let Some(held) = self.models.held(owner.account) {
+            self.queues[owner.account].jobs_take(held);
+        }
         let answer = told.as_ref().map(|told| told.body.clone());
         let ended = Ended { id: id.to_owned(), number, end, answer };
         self.tell(Event::Ended(&ended));

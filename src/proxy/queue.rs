@@ -45,6 +45,10 @@ struct Book {
     live: u32,
     /// Until when the upstream's refusal for too many jobs holds, unless a job ends before.
     no_room_until: Option<Instant>,
+    /// How long a job keeps its slot, of late; `None` while none has ended.
+    held: Option<Duration>,
+    /// Until when creates go although no attempt may be left for their jobs: a caller would not wait for one.
+    hurried_until: Instant,
     /// Such refusals in a row.
     refused_for_jobs: u32,
     clients: Clients,
@@ -162,6 +166,8 @@ impl Account {
                 jobs_limit: plan.concurrent_jobs.map(std::num::NonZeroU32::get),
                 live: 0,
                 no_room_until: None,
+                held: None,
+                hurried_until: now,
                 refused_for_jobs: 0,
                 clients: Clients(clients.collect()),
                 line: Line::new(&weights),
@@ -204,6 +210,9 @@ impl Account {
             (false, Class::Create, Some(_)) => Need::Room,
             _ => Need::Nothing,
         };
+        if need == Need::Slot && !book.patient(ask.deadline, now) {
+            book.hurried_until = book.hurried_until.max(ask.deadline).max(now + Duration::from_nanos(1));
+        }
         if book.line.is_empty() && book.free_for(need, ask.client, now) {
             let claim = book.grant(need, ask.client, now);
             drop(guard);
@@ -312,6 +321,11 @@ impl Account {
         }
     }
 
+    /// How long a job keeps its slot, of late.
+    pub(crate) fn jobs_take(&self, held: Duration) {
+        self.book().held = Some(held);
+    }
+
     /// What decides how dear a look at a job is.
     pub(crate) fn outlook(&self) -> Outlook {
         let now = Instant::now();
@@ -397,11 +411,36 @@ impl Drop for Leave<'_> {
 }
 
 impl Book {
-    fn jobs(&self, now: Instant) -> Jobs {
+    fn jobs(&mut self, now: Instant) -> Jobs {
         Jobs {
-            slot: self.jobs_limit.is_none_or(|limit| self.live < limit),
+            slot: self.jobs_limit.is_none_or(|limit| self.live < limit && self.looks_open(now).is_none()),
             room: self.no_room_until.is_none_or(|until| until <= now),
         }
+    }
+
+    /// A create of such a deadline can wait for attempts to come back.
+    fn patient(&self, deadline: Instant, now: Instant) -> bool {
+        self.quota.rate().is_none_or(|(_, window)| deadline >= now + window)
+    }
+
+    /// When to ask again, if a job started now would keep its slot with nobody able to see its end: the attempts that are left and come
+    /// back while it runs are those that the live jobs' looks need. Its create then waits, rather than its end.
+    fn looks_open(&mut self, now: Instant) -> Option<Instant> {
+        let ((limit, window), slots, held) = (self.quota.rate()?, self.jobs_limit?, self.held?);
+        // Long jobs outlive the window, and a plan with many slots has few attempts for each anyway.
+        if now < self.hurried_until || held >= window || slots.saturating_add(1) > limit / 2 {
+            return None;
+        }
+        // The create, the look at its job, and one at each live job.
+        let needed = self.live.saturating_add(2);
+        if self.quota.used(now).is_none_or(|(used, limit)| limit.saturating_sub(used) >= needed) {
+            return None;
+        }
+        let places = self.quota.places(now)?;
+        let soon = places.returns.iter().take_while(|(after, _)| *after <= held).map(|(_, count)| count);
+        let enough = places.free.saturating_add(soon.sum()) >= needed;
+        let next = places.returns.iter().map(|(after, _)| *after).find(|after| !after.is_zero());
+        next.filter(|_| !enough).map(|after| now + after)
     }
 
     fn free_for(&mut self, need: Need, client: usize, now: Instant) -> bool {
@@ -444,7 +483,8 @@ impl Book {
             Ok(()) => {}
         }
         let room = self.no_room_until.filter(|until| *until > now);
-        room.into_iter().chain(self.line.next_rate()).min()
+        let looks = if self.line.wanting_slots() > 0 { self.looks_open(now) } else { None };
+        room.into_iter().chain(self.line.next_rate()).chain(looks).min()
     }
 
     /// A lower bound for the next departure of `client`, from rates alone.

@@ -246,3 +246,34 @@ async fn a_caller_that_hangs_up_loses_no_job() {
 fn status(code: u16) -> Fault {
     Fault::Status { code, headers: std::collections::BTreeMap::new(), execute: false }
 }
+
+/// Callers whose jobs use up the attempts of a window: 12 a minute, jobs of 2 s in 2 slots.
+fn scarce(max_wait: &str) -> Site {
+    let mock = Options {
+        run_time: RunTime::Fixed(Duration::from_secs(2)),
+        requests: Some(12),
+        concurrent_jobs: Some(2),
+        ..Options::default()
+    };
+    let toml = format!("[queue]\nmax_wait = \"{max_wait}\"");
+    Setup { mock, plan: "requests_per_minute = 12\nconcurrent_jobs = 2", toml: toml.leak(), ..Setup::default() }
+        .memory()
+}
+
+async fn live_jobs_when_attempts_are_used_up(site: &Site) -> u32 {
+    let creates: Vec<_> = (0..9).map(|_| site.spawn(create())).collect();
+    sleep(Duration::from_secs(40)).await;
+    let live = site.proxy.usage().jobs_live;
+    creates.iter().for_each(tokio::task::JoinHandle::abort);
+    live
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_job_starts_whose_end_nobody_could_ask_about() {
+    assert_eq!(live_jobs_when_attempts_are_used_up(&scarce("10m")).await, 0, "its create waits instead");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_create_that_cannot_wait_for_attempts_is_not_held() {
+    assert!(live_jobs_when_attempts_are_used_up(&scarce("45s")).await > 0);
+}

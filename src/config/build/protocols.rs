@@ -40,6 +40,7 @@ fn one(name: &str, section: &Section<'_>) -> Protocol {
         ids: section.list("id", single).unwrap_or(usual.ids),
         wrapper: section.read("wrapper", single),
         state: section.read("state", single).unwrap_or(usual.state),
+        run_times: section.list("run_time", single).unwrap_or(usual.run_times),
         succeeded: words("succeeded"),
         failed: words("failed"),
         cancelled: words("cancelled"),

@@ -72,6 +72,7 @@ where
     let mut http2 = false;
     if terms.http2 {
         http2 = tokio::select! {
+            biased;
             spoken = tokio::time::timeout(terms.header_timeout, gate.speaks_http2()) => match spoken {
                 Ok(Ok(http2)) => http2,
                 Ok(Err(_)) => return,
@@ -139,6 +140,7 @@ async fn watched<C: Future<Output = hyper::Result<()>>>(
 ) -> hyper::Result<()> {
     let mut connection = std::pin::pin!(connection);
     let idle = tokio::select! {
+        biased;
         ended = connection.as_mut() => return ended,
         () = drain.cancelled() => false,
         () = signals.idle(terms.header_timeout, IDLE) => true,

@@ -59,11 +59,14 @@ static SHARES: LazyLock<Vec<Vec<f64>>> = LazyLock::new(|| {
 });
 
 impl RunTimes {
-    /// A job ran longer than `over` and at most `within`.
+    /// A job ran longer than `over` and at most `within`; exactly so long where they are the same.
     pub(crate) fn learn(&mut self, over: Duration, within: Duration) {
         let (low, high) = (bin(over.as_secs_f64()), bin(within.as_secs_f64()).max(bin(over.as_secs_f64())) + 1);
         let expected: f64 = self.bins.get(low..high.min(BINS)).map_or(1.0, |bins| bins.iter().sum());
-        let keep = if expected < EXPECTED_LEAST {
+        // An exact sample is judged by how many were expected beyond it: where run times vary, no single one is likely.
+        let exact = over == within && self.samples > 0;
+        let likely = if exact { self.beyond(over).min(1.0 - self.beyond(within)) } else { expected };
+        let keep = if likely < EXPECTED_LEAST {
             let keep = KEEP_AT_SURPRISE[self.surprises.min(1)];
             self.surprises += 1;
             keep
@@ -129,9 +132,10 @@ impl RunTimes {
         self.spread = spreads / all;
     }
 
-    /// True while the median is not known better than jobs differ from each other.
+    /// True while the median is not known better than jobs differ from each other, and few jobs have told of it: what they left open is
+    /// not worth a look that may come too early.
     pub(crate) fn doubtful(&self) -> bool {
-        self.unsure > RATIO.ln() && self.unsure > self.spread * DOUBTFUL
+        self.samples < EXPLORED && self.unsure > RATIO.ln() && self.unsure > self.spread * DOUBTFUL
     }
 
     /// How long before a look at age `at` a job ended, on average, if it ran longer than `over` and has ended by then; in seconds.
@@ -261,7 +265,7 @@ impl RunTimes {
 
 /// Beliefs below this (a logarithm) are not kept across a restart.
 const UNLIKELY: f64 = -9.0;
-/// Samples that restored beliefs stand for: they need no exploring.
+/// Samples after which nothing is explored any more; restored beliefs stand for as many.
 const EXPLORED: u64 = 10;
 
 /// The standard normal distribution function, to 1e-7 (Abramowitz and Stegun, 26.2.17).
@@ -328,6 +332,18 @@ mod tests {
         for (look, unseen) in [(1.0, 0.01), (0.01, 0.2), (1.0, 0.2)] {
             about(times.best_look(Duration::ZERO, look, unseen), 2.5);
         }
+    }
+
+    #[test]
+    fn exact_samples_of_varied_run_times_are_no_surprise() {
+        let mut times = RunTimes::default();
+        for n in 0..60 {
+            let ran = secs(5.0 * (0.4 * f64::from(n * 7 % 20 - 10) / 6.0).exp());
+            times.learn(ran, ran);
+        }
+        about(times.quantile(Duration::ZERO, 0.5), 5.0);
+        let (low, high) = (times.quantile(Duration::ZERO, 0.1), times.quantile(Duration::ZERO, 0.9));
+        assert!(low < Some(secs(3.5)) && high > Some(secs(7.0)), "{low:?} {high:?}");
     }
 
     #[test]

@@ -16,6 +16,8 @@ const REPLANNED: usize = 64;
 const MOST_MODELS: usize = 2_000;
 /// Creates of an account that are remembered.
 const CREATES: usize = 256;
+/// How long an answer may take, at the usual distances.
+const ROUND_TRIP: Duration = Duration::from_millis(100);
 /// What one job's holding time keeps when the next one is known.
 const KEEP: f64 = 0.8;
 
@@ -50,6 +52,29 @@ pub(crate) struct Pace {
     pub(crate) held_secs: f64,
 }
 
+/// What is known of the run time of a job that was seen to end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ran {
+    /// When it was last known to run.
+    pub(crate) running: Instant,
+    /// What the upstream says that it took.
+    pub(crate) told: Option<Duration>,
+}
+
+impl Ran {
+    /// The run time is longer than the first and at most the second. What the upstream says counts where looks do not contradict it.
+    fn bounds(self, started: Instant, now: Instant) -> (Duration, Duration) {
+        let (over, within) = (self.running.saturating_duration_since(started), now - started);
+        // Its clock starts before the answer to the create is here, and answers take their time.
+        let slack = ROUND_TRIP + within / 50;
+        let agrees = |told: &Duration| *told + slack >= over && *told <= within + slack;
+        self.told.filter(agrees).map_or((over, within), |told| {
+            let told = told.clamp(over, within);
+            (told, told)
+        })
+    }
+}
+
 impl Models {
     pub(crate) fn new(accounts: usize) -> Self {
         let accounts = std::iter::repeat_with(Tally::default).take(accounts).collect();
@@ -74,14 +99,19 @@ impl Models {
         known.models.entry(Arc::clone(model)).or_default().live.insert((at, id.to_owned()));
     }
 
-    /// A job lives no longer. `running`: when it was last known to run, if its end was seen.
+    /// How long a job of this account keeps its slot, of late.
+    pub(crate) fn held(&self, account: usize) -> Option<Duration> {
+        self.lock().accounts[account].held_secs.and_then(|secs| Duration::try_from_secs_f64(secs).ok())
+    }
+
+    /// A job lives no longer. `ran`: what is known of its run time, if its end was seen.
     pub(crate) fn ended(
         &self,
         model: &Arc<str>,
         account: usize,
         id: &str,
         started: Instant,
-        running: Option<Instant>,
+        ran: Option<Ran>,
         now: Instant,
     ) {
         let mut known = self.lock();
@@ -90,8 +120,9 @@ impl Models {
         tally.held_secs = Some(tally.held_secs.map_or(held, |before| before * KEEP + held * (1.0 - KEEP)));
         let Some(model) = known.models.get_mut(model) else { return };
         model.live.remove(&(started, id.to_owned()));
-        if let Some(running) = running {
-            model.times.learn(running.saturating_duration_since(started), now - started);
+        if let Some(ran) = ran {
+            let (over, within) = ran.bounds(started, now);
+            model.times.learn(over, within);
             model.fresh = true;
         }
     }
@@ -170,5 +201,25 @@ impl Models {
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_time_that_no_look_agrees_with_is_not_believed() {
+        let secs = Duration::from_secs_f64;
+        let started = Instant::now();
+        let (running, now) = (started + secs(2.0), started + secs(3.0));
+        let bounds = |told| Ran { running, told }.bounds(started, now);
+        let seen = (secs(2.0), secs(3.0));
+        assert_eq!(bounds(None), seen);
+        assert_eq!(bounds(Some(secs(2.5))), (secs(2.5), secs(2.5)));
+        assert_eq!(bounds(Some(secs(3.1))), (secs(3.0), secs(3.0)), "its clock started before ours");
+        for wrong in [0.0, 0.4, 1.8, 3.3, 1e9] {
+            assert_eq!(bounds(Some(secs(wrong))), seen, "{wrong}");
+        }
     }
 }

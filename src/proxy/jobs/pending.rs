@@ -6,7 +6,7 @@ use http::StatusCode;
 
 use crate::proxy::queue::Slot;
 
-use super::{Job, Jobs, Owner, Told, Uncertain};
+use super::{Job, Jobs, Owner, Sight, Told, Uncertain};
 
 /// What became of a create, in terms of money: the `Sluicegate-Charge` header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +97,7 @@ impl Pending {
             self.jobs.repeated(&id, self.n);
         }
         if let Some(end) = answer.ended {
-            self.jobs.end(&id, end, &status, Some(first), true);
+            self.jobs.end(&id, end, &status, Some(first), Sight::Seen(answer.run_time));
         }
         if let Err(error) = kept.await {
             tracing::debug!(job = id, %error, "after a crash this job would count as a create of unknown outcome");

@@ -11,7 +11,7 @@ use crate::protocol::End;
 
 use super::models::Pace;
 use super::plan::{self, Circumstances, Seen};
-use super::{Due, Jobs, Owner};
+use super::{Due, Jobs, Owner, Sight};
 
 /// The first interval for models that the configuration does not name.
 const DEFAULT_POLL: Duration = Duration::from_secs(1);
@@ -98,7 +98,7 @@ impl Jobs {
         tasks.spawn(async move {
             let looked = look.look(looking.id.clone(), owner).await;
             if last && looked {
-                looking.jobs.end(&looking.id, End::Expired, "expired", None, false);
+                looking.jobs.end(&looking.id, End::Expired, "expired", None, Sight::None);
             }
         });
     }
