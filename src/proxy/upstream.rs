@@ -120,7 +120,8 @@ impl Upstream {
         if !self.breaker.is_closed() {
             return Err(NotReady::Open(self.breaker.retry_in()));
         }
-        match self.open().await {
+        // Boxed, as it is rare: every request's future would be larger by it.
+        match Box::pin(self.open()).await {
             Ok(connection) => {
                 self.breaker.reached();
                 Ok(connection)
