@@ -74,6 +74,9 @@ pub(crate) mod upstream;
 /// The answer on its way down.
 pub(crate) mod response;
 
+/// Values of our own fields.
+mod values;
+
 /// Our own answers.
 pub(crate) mod rejection;
 

@@ -126,7 +126,7 @@ impl Outgoing {
             None => None,
         };
         let path = call.job.as_ref().map(|_| self.head.uri.path().to_owned()).unwrap_or_default();
-        let sending = Sending {
+        let sent = Sending {
             worker,
             call,
             account,
@@ -136,8 +136,10 @@ impl Outgoing {
             pending: pending.as_mut(),
             hold: hold.as_deref_mut(),
             caller,
-        };
-        let reply = match sending.send(permit, seq).await {
+        }
+        .send(permit, seq)
+        .await;
+        let reply = match sent {
             Ok(reply) => reply,
             Err(Unanswered { rejection, attempts, upstream }) => {
                 let charge = pending.as_ref().map_or(Charge::NotSent, jobs::Pending::charge);

@@ -74,9 +74,10 @@ impl Record {
 }
 
 impl Finish {
-    pub(crate) fn new(app: Arc<App>, record: Record) -> Self {
+    /// Boxed: it goes along with the answer through many hands.
+    pub(crate) fn new(app: Arc<App>, record: Record) -> Box<Self> {
         app.metrics.in_flight.inc();
-        Self { app, begun: Instant::now(), record, meter: None, whole: false }
+        Box::new(Self { app, begun: Instant::now(), record, meter: None, whole: false })
     }
 
     /// A piece of the body was passed on.
@@ -88,7 +89,7 @@ impl Finish {
     }
 
     /// The answer was passed on to its end.
-    pub(crate) fn whole(mut self) {
+    pub(crate) fn whole(mut self: Box<Self>) {
         self.whole = true;
     }
 }

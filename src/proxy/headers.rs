@@ -19,17 +19,21 @@ pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempote
 /// Says that `Prefer: wait` was followed.
 pub(crate) const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
-const HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
+/// Fields of one connection. Compared by name in one pass: a look-up of each would hash each.
+fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
 
 /// Removes fields of one connection, and those that `Connection` names; but Host and length cannot be named away.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
@@ -45,7 +49,13 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
             headers.remove(name);
         }
     }
-    for name in &HOP_BY_HOP {
+    remove_where(headers, |name| is_hop_by_hop(name.as_str()));
+}
+
+/// Removes the fields whose names are to go.
+fn remove_where(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
+    // Few go, mostly one or none; each removal moves others.
+    while let Some(name) = headers.keys().find(|name| goes(name)).cloned() {
         headers.remove(name);
     }
 }
@@ -67,18 +77,16 @@ pub(crate) struct Outbound<'a> {
 pub(crate) fn prepare(headers: &mut HeaderMap, out: Outbound<'_>) {
     strip_hop_by_hop(headers);
     let own = if out.key.is_none() { headers.remove(header::AUTHORIZATION) } else { None };
-    for name in &CREDENTIALS {
-        headers.remove(name);
-    }
-    for auth in out.protocol.auths() {
-        headers.remove(auth.name());
-    }
-    headers.remove(MAX_WAIT);
+    remove_where(headers, |name| {
+        CREDENTIALS.contains(name)
+            || out.protocol.auths().any(|auth| auth.name() == name)
+            || *name == MAX_WAIT
+            || *name == header::EXPECT
+    });
     if !out.protocol.prefer_wait {
         wait::withdraw(headers);
     }
     out.protocol.dress(headers);
-    headers.remove(header::EXPECT);
     headers.insert(header::HOST, out.host.clone());
     if headers.get(header::CONTENT_LENGTH).is_some_and(|length| length.len() > 1 && length.as_bytes()[0] == b'0')
         && let Some(length) = content_length(headers)
@@ -101,7 +109,12 @@ pub(crate) fn prepare(headers: &mut HeaderMap, out: Outbound<'_>) {
 
 /// 16 random bytes in hex: request ids and idempotency keys.
 pub(crate) fn random_id() -> HeaderValue {
-    HeaderValue::try_from(format!("{:032x}", fastrand::u128(..))).unwrap_or(HeaderValue::from_static("0"))
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut hex = [0; 32];
+    for (pair, byte) in hex.chunks_exact_mut(2).zip(fastrand::u128(..).to_be_bytes()) {
+        pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
+    HeaderValue::from_bytes(&hex).unwrap_or(HeaderValue::from_static("0"))
 }
 
 /// The caller's request id if it is fit to be logged, else a new one.

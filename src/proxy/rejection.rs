@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
-use serde_json::{Map, Value, json};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::json;
 
 use crate::credits::amount::Amount;
 use crate::protocol::Family;
 
 use super::known::METHODS;
+use super::values::Values;
 
 /// Whether the local books or the upstream refused.
 pub(crate) const LIMIT_SOURCE: HeaderName = HeaderName::from_static("sluicegate-limit-source");
@@ -192,33 +194,39 @@ impl Rejection {
     }
 
     /// The numbers of this answer, for programs.
-    fn numbers(&self) -> Map<String, Value> {
-        let numbers = match self {
-            Self::RateLimited { limit, window, .. } => json!({"limit": limit, "window_secs": window.as_secs_f64()}),
-            Self::JobLimit { live, limit } => json!({"live": live, "limit": limit}),
-            Self::QueueFull { waiting, .. } => json!({"waiting": waiting}),
-            Self::QueueTimeout { waited, .. } => json!({"waited_secs": waited.as_secs_f64()}),
+    fn numbers<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
+        match self {
+            Self::RateLimited { limit, window, .. } => {
+                map.serialize_entry("limit", limit)?;
+                map.serialize_entry("window_secs", &window.as_secs_f64())
+            }
+            Self::JobLimit { live, limit } => {
+                map.serialize_entry("live", live)?;
+                map.serialize_entry("limit", limit)
+            }
+            Self::QueueFull { waiting, .. } => map.serialize_entry("waiting", waiting),
+            Self::QueueTimeout { waited, .. } => map.serialize_entry("waited_secs", &waited.as_secs_f64()),
             Self::CreditsExhausted { needed, left, limit, resets_at, .. } => {
-                json!({"needed": needed.json(), "left": left.json(), "limit": limit.json(), "resets_at": resets_at})
+                map.serialize_entry("needed", &needed.json())?;
+                map.serialize_entry("left", &left.json())?;
+                map.serialize_entry("limit", &limit.json())?;
+                map.serialize_entry("resets_at", resets_at)
             }
-            Self::ModelDenied { model } => json!({"model": model}),
-            Self::BodyTooLarge { limit_bytes } => json!({"limit_bytes": limit_bytes}),
+            Self::ModelDenied { model } => map.serialize_entry("model", model),
+            Self::BodyTooLarge { limit_bytes } => map.serialize_entry("limit_bytes", limit_bytes),
             Self::TargetTooLong { limit_bytes } | Self::HeadTooLarge { limit_bytes } => {
-                json!({"limit_bytes": limit_bytes})
+                map.serialize_entry("limit_bytes", limit_bytes)
             }
-            Self::ClientTimeout { idle } => json!({"idle_secs": idle.as_secs_f64()}),
-            Self::HeadTimeout { after } => json!({"after_secs": after.as_secs_f64()}),
+            Self::ClientTimeout { idle } => map.serialize_entry("idle_secs", &idle.as_secs_f64()),
+            Self::HeadTimeout { after } => map.serialize_entry("after_secs", &after.as_secs_f64()),
             Self::UpstreamTimeout { after, attempts } => {
-                json!({"after_secs": after.as_secs_f64(), "attempts": attempts})
+                map.serialize_entry("after_secs", &after.as_secs_f64())?;
+                map.serialize_entry("attempts", attempts)
             }
             Self::UpstreamUnreachable { attempts, .. } | Self::OutcomeUnknown { attempts } => {
-                json!({"attempts": attempts})
+                map.serialize_entry("attempts", attempts)
             }
-            _ => Value::Null,
-        };
-        match numbers {
-            Value::Object(numbers) => numbers,
-            _ => Map::new(),
+            _ => Ok(()),
         }
     }
 
@@ -259,6 +267,7 @@ impl Rejection {
         let mut response = Response::new(self.body(family, retry_in));
         *response.status_mut() = status;
         let headers = response.headers_mut();
+        headers.reserve(16);
         let form = match (self, family) {
             (Self::NotYours, _) => "application/json",
             (_, Family::Native) => "application/problem+json",
@@ -268,15 +277,13 @@ impl Rejection {
         if matches!(self, Self::NotYours) {
             return response; // in the upstream's own form, which tells nothing about the job
         }
-        let proxy_status = format!("sluicegate; error={}; details=\"{}\"", self.proxy_error(), self.code());
-        headers.insert(
-            PROXY_STATUS,
-            HeaderValue::try_from(proxy_status).unwrap_or(HeaderValue::from_static("sluicegate")),
-        );
+        let mut values = Values::new();
+        values.text("sluicegate; error=").text(self.proxy_error()).text("; details=\"").text(self.code());
+        headers.insert(PROXY_STATUS, values.text("\"").take());
         if let Some(wait) = retry_in {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
+            headers.insert(header::RETRY_AFTER, values.number(whole_seconds(wait)).take());
             let millis = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-            headers.insert(RETRY_AFTER_MS, HeaderValue::from(millis));
+            headers.insert(RETRY_AFTER_MS, values.number(millis).take());
         } else {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
@@ -290,37 +297,65 @@ impl Rejection {
     }
 
     fn body(&self, family: Family, retry_in: Option<Duration>) -> Bytes {
-        let (code, status, detail) = (self.code(), self.status().as_u16(), self.to_string());
-        if matches!(self, Self::NotYours) {
-            return json!({"error": detail}).to_string().into();
+        let answer = Answer { rejection: self, detail: self.to_string(), family, retry_in };
+        let mut body = Vec::with_capacity(512);
+        match serde_json::to_writer(&mut body, &answer) {
+            Ok(()) => body.into(),
+            // Texts and numbers always can be written.
+            Err(_) => Bytes::new(),
         }
-        let mut body = match family {
-            Family::Native => json!({
-                "type": format!("urn:sluicegate:error:{code}"),
-                "title": self.status().canonical_reason(),
-                "status": status,
-                "detail": detail,
-            }),
-            Family::OpenAi => {
-                json!({"error": {"message": detail, "type": openai_type(status), "param": null, "code": code}})
-            }
-            Family::Anthropic => json!({"type": "error", "error": {"type": anthropic_type(status), "message": detail}}),
-            Family::Gemini => json!({"error": {
-                "code": status, "message": detail, "status": gemini_status(status),
-                "details": [{
-                    "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-                    "reason": code.to_ascii_uppercase(), "domain": "sluicegate",
-                }],
-            }}),
-        };
-        if let Some(object) = body.as_object_mut() {
-            object.insert("code".into(), code.into());
-            object.append(&mut self.numbers());
-            if let Some(wait) = retry_in {
-                object.insert("retry_after_secs".into(), whole_seconds(wait).into());
-            }
+    }
+}
+
+/// The body of an answer, written without a tree in between: refusing must be cheaper than admitting.
+struct Answer<'a> {
+    rejection: &'a Rejection,
+    detail: String,
+    family: Family,
+    retry_in: Option<Duration>,
+}
+
+impl Serialize for Answer<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (code, status, detail) = (self.rejection.code(), self.rejection.status(), self.detail.as_str());
+        let number = status.as_u16();
+        let mut map = serializer.serialize_map(None)?;
+        if matches!(self.rejection, Rejection::NotYours) {
+            map.serialize_entry("error", detail)?;
+            return map.end();
         }
-        body.to_string().into()
+        match self.family {
+            Family::Native => {
+                map.serialize_entry("type", &format_args!("urn:sluicegate:error:{code}"))?;
+                map.serialize_entry("title", &status.canonical_reason())?;
+                map.serialize_entry("status", &number)?;
+                map.serialize_entry("detail", detail)?;
+            }
+            Family::OpenAi => map.serialize_entry(
+                "error",
+                &json!({"message": detail, "type": openai_type(number), "param": null, "code": code}),
+            )?,
+            Family::Anthropic => {
+                map.serialize_entry("type", "error")?;
+                map.serialize_entry("error", &json!({"type": anthropic_type(number), "message": detail}))?;
+            }
+            Family::Gemini => map.serialize_entry(
+                "error",
+                &json!({
+                    "code": number, "message": detail, "status": gemini_status(number),
+                    "details": [{
+                        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                        "reason": code.to_ascii_uppercase(), "domain": "sluicegate",
+                    }],
+                }),
+            )?,
+        }
+        map.serialize_entry("code", code)?;
+        self.rejection.numbers(&mut map)?;
+        if let Some(wait) = self.retry_in {
+            map.serialize_entry("retry_after_secs", &whole_seconds(wait))?;
+        }
+        map.end()
     }
 }
 
@@ -380,6 +415,8 @@ fn gemini_status(status: u16) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn limited() -> Rejection {

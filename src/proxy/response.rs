@@ -1,6 +1,5 @@
 //! The answer on its way down: an upstream's, cleaned, or our own; both with the fields that every answer has.
 
-use std::fmt::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -21,6 +20,7 @@ use super::quota::View;
 use super::quota::feedback::{LIMIT, REMAINING, RESET};
 use super::rejection::{LIMIT_SOURCE, Rejection, SHOULD_RETRY};
 use super::retry::{Reply, ReplyBody};
+use super::values::Values;
 
 pub(crate) use self::relay::RelayBody;
 
@@ -49,7 +49,7 @@ const UPSTREAM_LIMITS: [(HeaderName, HeaderName); 3] = [
 
 impl App {
     /// Passes on what the upstream answered.
-    pub(crate) fn relay(&self, passed: Passed, mut finish: Finish) -> Response<RelayBody> {
+    pub(crate) fn relay(&self, passed: Passed, mut finish: Box<Finish>) -> Response<RelayBody> {
         let Passed { reply: Reply { mut head, body, attempts, upstream }, charge, queued, credits, meter, .. } = passed;
         let record = &mut finish.record;
         (record.status, record.attempts, record.queued, record.upstream) = (head.status, attempts, queued, upstream);
@@ -90,7 +90,7 @@ impl App {
     }
 
     /// Answers by ourselves, in the error form of the API family that was called.
-    pub(crate) fn reject(&self, refusal: &Refusal, family: Family, mut finish: Finish) -> Response<RelayBody> {
+    pub(crate) fn reject(&self, refusal: &Refusal, family: Family, mut finish: Box<Finish>) -> Response<RelayBody> {
         let Refusal { rejection, charge, spent } = refusal;
         let record = &mut finish.record;
         (record.status, record.code) = (rejection.status(), Some(rejection.code()));
@@ -169,57 +169,45 @@ fn clean(headers: &mut HeaderMap) {
 
 /// Adds our fields to an answer, whoever made it.
 fn tell(headers: &mut HeaderMap, told: &Told<'_>) {
+    let mut values = Values::new();
+    headers.reserve(8);
     headers.insert(REQUEST_ID, told.request_id.clone());
-    let mut text = String::with_capacity(80);
-    let _ = write!(
-        text,
-        "queue;dur={:.1}, upstream;dur={:.1}, attempts;desc=\"{}\"",
-        told.queued.as_secs_f64() * 1e3,
-        told.upstream.as_secs_f64() * 1e3,
-        told.attempts,
-    );
-    append(headers, SERVER_TIMING, &text);
+    values.text("queue;dur=").millis(told.queued).text(", upstream;dur=").millis(told.upstream);
+    headers.append(SERVER_TIMING, values.text(", attempts;desc=\"").number(told.attempts).text("\"").take());
     if let Some(charge) = told.charge {
         headers.insert(CHARGE, HeaderValue::from_static(charge.name()));
     }
     match told.credits {
-        Some(Receipt::Charged(amount)) => set(headers, CREDITS_CHARGED, &amount.to_string()),
-        Some(Receipt::Reserved(amount)) => set(headers, CREDITS_RESERVED, &amount.to_string()),
+        Some(Receipt::Charged(amount)) => {
+            drop(headers.insert(CREDITS_CHARGED, values.text(&amount.to_string()).take()));
+        }
+        Some(Receipt::Reserved(amount)) => {
+            headers.insert(CREDITS_RESERVED, values.text(&amount.to_string()).take());
+        }
         None => {}
     }
     if let Some(left) = told.credits_left {
-        set(headers, CREDITS_REMAINING, &left.to_string());
+        headers.insert(CREDITS_REMAINING, values.text(&left.to_string()).take());
     }
     let Some(view) = told.view else { return };
-    headers.insert(LIMIT, HeaderValue::from(view.limit));
-    headers.insert(REMAINING, HeaderValue::from(view.remaining));
-    headers.insert(RESET, HeaderValue::from(epoch_second(told.wall + view.reset_in)));
+    headers.insert(LIMIT, values.number(view.limit).take());
+    headers.insert(REMAINING, values.number(view.remaining).take());
+    headers.insert(RESET, values.number(epoch_second(told.wall + view.reset_in)).take());
     // draft-ietf-httpapi-ratelimit-headers-10: quota and window in seconds; what is left and until when.
-    let window = view.window.as_secs_f64().ceil();
-    text.clear();
-    let _ = write!(text, "\"requests\";q={};w={window}", view.limit);
-    set(headers, RATE_LIMIT_POLICY, &text);
-    text.clear();
-    let _ = write!(text, "\"requests\";r={};t={}", view.remaining, view.reset_in.as_secs_f64().ceil());
-    set(headers, RATE_LIMIT, &text);
+    let (window, until) = (seconds_up(view.window), seconds_up(view.reset_in));
+    headers
+        .insert(RATE_LIMIT_POLICY, values.text("\"requests\";q=").number(view.limit).text(";w=").number(window).take());
+    headers.insert(RATE_LIMIT, values.text("\"requests\";r=").number(view.remaining).text(";t=").number(until).take());
 }
 
-fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        headers.insert(name, value);
-    }
-}
-
-fn append(headers: &mut HeaderMap, name: HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        headers.append(name, value);
-    }
+/// Whole seconds, rounded up.
+fn seconds_up(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }
 
 /// Rounded up.
 fn epoch_second(at: SystemTime) -> u64 {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    since.as_secs() + u64::from(since.subsec_nanos() > 0)
+    seconds_up(at.duration_since(UNIX_EPOCH).unwrap_or_default())
 }
 
 #[cfg(test)]

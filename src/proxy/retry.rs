@@ -108,7 +108,7 @@ struct Failed {
 
 impl Sending<'_> {
     /// Sends with retries. Every attempt but the first waits for its own turn.
-    pub(crate) async fn send(mut self, mut permit: Permit, seq: u64) -> Result<Reply, Unanswered> {
+    pub(crate) async fn send(&mut self, mut permit: Permit, seq: u64) -> Result<Reply, Unanswered> {
         let app = &self.worker.app;
         let begun = Instant::now();
         let attempt_timeout = app.attempt_timeout(self.call);
@@ -154,7 +154,8 @@ impl Sending<'_> {
                 return finish(result, attempt, begun);
             }
             app.metrics.retry(self.account, outcome);
-            let kept = keep(result).await;
+            // From here on it is rare, and boxed: every request's future would be larger by it.
+            let kept = Box::pin(keep(result)).await;
             let ask = Ask { client: self.client, class: self.call.class, slot: false, again: Some(seq), deadline };
             let again = async {
                 match next {
@@ -164,13 +165,15 @@ impl Sending<'_> {
                 }
                 if metered { account.queue.turn(ask).await.ok() } else { Some(account.queue.unmetered(self.client)) }
             };
-            let turn = tokio::select! {
-                biased;
-                turn = again => turn,
-                () = gone(self.caller) => None,
-            };
+            let turn = Box::pin(async {
+                tokio::select! {
+                    biased;
+                    turn = again => turn,
+                    () = gone(self.caller) => None,
+                }
+            });
             // The deadline came first, or the caller left: the last answer is passed on, if there was one.
-            let Some(turn) = turn else {
+            let Some(turn) = turn.await else {
                 return finish(kept, attempt, begun);
             };
             permit = turn.permit;

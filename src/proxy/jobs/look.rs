@@ -49,7 +49,7 @@ impl Look for Looker {
         };
         let Some(turn) = turn else { return false };
         let body = Held::Whole(Bytes::new(), Place::default());
-        let sending = Sending {
+        let mut sending = Sending {
             worker: &self.0,
             call: &call,
             account,

@@ -15,7 +15,7 @@ use crate::proxy::upstream::Return;
 /// The body of every answer. Dropping it early closes the upstream connection that feeds it.
 pub(crate) struct RelayBody {
     source: Source,
-    finish: Option<Finish>,
+    finish: Option<Box<Finish>>,
 }
 
 enum Source {
@@ -45,12 +45,12 @@ pub(crate) enum Cut {
 
 impl RelayBody {
     /// A body held whole.
-    pub(crate) fn whole(bytes: Bytes, finish: Finish) -> Self {
+    pub(crate) fn whole(bytes: Bytes, finish: Box<Finish>) -> Self {
         Self { source: Source::Whole((!bytes.is_empty()).then_some(bytes)), finish: Some(finish) }
     }
 
     /// A body still coming; `prefix` has been read already.
-    pub(crate) fn stream(prefix: Bytes, rest: Incoming, back: Return, idle: Duration, finish: Finish) -> Self {
+    pub(crate) fn stream(prefix: Bytes, rest: Incoming, back: Return, idle: Duration, finish: Box<Finish>) -> Self {
         if prefix.is_empty() && rest.is_end_stream() {
             back.whole();
             return Self::whole(Bytes::new(), finish);
