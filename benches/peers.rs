@@ -1,0 +1,176 @@
+//! CPU time per request beside nginx and HAProxy, where they are installed, on the same work in the same run. `cargo bench --bench peers`.
+//!
+//! nginx and HAProxy do the least of our job: forward with keep-alive, add the key, check a limit per client. Sluicegate does all of its
+//! own. Request logs are off; `log` compares them on, each to a file and buffered.
+
+mod support;
+
+use support::callers::{drive, request};
+use support::party::{Party, common_directory, pin_ourselves};
+use support::upstream::{EVENTS, play};
+use support::{Figure, ROUNDS, interleaved, wanted};
+
+const CONNECTIONS: usize = 64;
+/// A plan that never binds, and one that always does.
+const OPEN: &str = "requests_per_minute = 100000000\nconcurrent_jobs = 100000";
+const SHUT: &str = "requests_per_minute = 1";
+const QUIET: &str = "[state]\nstore = \"memory\"\n[log]\nlevel = \"off\"\n";
+const REFUSING: &str = "[queue]\nmax_wait = \"0s\"\n[state]\nstore = \"memory\"\n[log]\nlevel = \"off\"\n";
+
+/// What is sent and answered, and over how many of it a figure is taken.
+struct Work {
+    name: &'static str,
+    request: Vec<u8>,
+    /// Requests of each connection in a round.
+    times: usize,
+    /// Things counted in one request.
+    each: usize,
+    status: u16,
+}
+
+fn main() {
+    play();
+    if wanted() {
+        pin_ourselves("1");
+        compare();
+        let _ = std::fs::remove_dir_all(common_directory());
+    }
+}
+
+fn compare() {
+    let body = vec![b' '; 1024];
+    let works = [
+        Work { name: "GET 700 B", request: request("GET /v1/templates", b""), times: 150, each: 1, status: 200 },
+        Work { name: "POST 1 KiB", request: request("POST /v1/mcp", &body), times: 150, each: 1, status: 200 },
+        Work { name: "GET 1 MiB", request: request("GET /v1/large", b""), times: 8, each: 1, status: 200 },
+        Work { name: "SSE event", request: request("GET /v1/events", b""), times: 2, each: EVENTS, status: 200 },
+    ];
+    let upstream = Party::role("upstream", "1", None);
+    let url = format!("http://{}", upstream.address);
+    println!(
+        "CPU of the server's own process, in µs: median [least - most] of {ROUNDS} interleaved rounds, {CONNECTIONS} connections"
+    );
+    {
+        let parties: Vec<Party> = [
+            Some(Party::sluicegate("sluicegate", "0", 1, &url, OPEN, QUIET)),
+            Party::nginx("nginx", "0", &url, "1000000r/s", "off"),
+            Party::haproxy("HAProxy", "0", upstream.address, 100_000_000),
+            Some(Party::role("relay", "0", Some(upstream.address))),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        title(&parties);
+        for work in &works {
+            row(work, &parties);
+        }
+    }
+    refusals(&url, &upstream);
+    logged(&url);
+    creates(&url);
+    over_tls();
+    two_workers(&url);
+}
+
+fn title(parties: &[Party]) {
+    print!("\n{:<24}", "");
+    for party in parties {
+        print!("{:>26}", party.name);
+    }
+    println!("    ratio to the others");
+}
+
+fn row(work: &Work, parties: &[Party]) {
+    let count = CONNECTIONS * work.times * work.each;
+    let figures = interleaved(parties, ROUNDS, |party| {
+        party.cost_of(count, || drive(party.address, &work.request, CONNECTIONS, work.times, work.status))
+    });
+    show(work.name, &figures);
+}
+
+/// One line: every figure, and the first one's ratio to each of the others.
+fn show(name: &str, figures: &[Figure]) {
+    print!("{name:<24}");
+    for figure in figures {
+        print!("{:>26}", figure.text);
+    }
+    let ratios = figures[1..].iter().map(|other| format!("{:.2}", figures[0].median / other.median));
+    println!("    {}", ratios.collect::<Vec<_>>().join(" / "));
+}
+
+fn refusals(url: &str, upstream: &Party) {
+    let parties: Vec<Party> = [
+        Some(Party::sluicegate("sluicegate", "0", 1, url, SHUT, REFUSING)),
+        Party::nginx("nginx", "0", url, "1r/m", "off"),
+        Party::haproxy("HAProxy", "0", upstream.address, 1),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    // The first ones pass, and none after them.
+    let get = request("GET /v1/templates", b"");
+    for party in &parties {
+        support::callers::block_on(async {
+            let mut caller = support::callers::Caller::connect(party.address).await;
+            while caller.ask(&get).await == 200 {}
+        });
+    }
+    title(&parties);
+    row(&Work { name: "refused GET", request: get, times: 150, each: 1, status: 429 }, &parties);
+}
+
+fn logged(url: &str) {
+    let ours = "[state]\nstore = \"memory\"\n[log]\nlevel = \"info\"\nformat = \"json\"\n";
+    let log = "DIRECTORY/access.log combined buffer=64k flush=1s";
+    let parties: Vec<Party> = [
+        Some(Party::sluicegate("sluicegate", "0", 1, url, OPEN, ours)),
+        Party::nginx("nginx", "0", url, "1000000r/s", log),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    title(&parties);
+    row(
+        &Work { name: "GET, logged", request: request("GET /v1/templates", b""), times: 150, each: 1, status: 200 },
+        &parties,
+    );
+}
+
+/// What only Sluicegate does: a create with its entry in the ledger before it is sent.
+fn creates(url: &str) {
+    let create = request("POST /v1/predictions", br#"{"model":"flux-schnell","input":{"prompt":"a paper boat"}}"#);
+    let state = common_directory().join("state");
+    let ledger = format!("[log]\nlevel = \"off\"\n[state]\npath = \"{}\"\n", state.display());
+    let parties = [
+        Party::sluicegate("ledger on disk", "0", 1, url, OPEN, &ledger),
+        Party::sluicegate("ledger in memory", "0", 1, url, OPEN, QUIET),
+    ];
+    title(&parties);
+    row(&Work { name: "create", request: create, times: 20, each: 1, status: 200 }, &parties);
+}
+
+fn over_tls() {
+    for (role, name) in [("upstream-tls", "GET, TLS, HTTP/1.1"), ("upstream-h2", "GET, TLS, HTTP/2")] {
+        let upstream = Party::role(role, "1", None);
+        let url = format!("https://localhost:{}", upstream.address.port());
+        let mut parties = vec![Party::sluicegate("sluicegate", "0", 1, &url, OPEN, QUIET)];
+        // nginx speaks no HTTP/2 to an upstream.
+        if role == "upstream-tls" {
+            parties.extend(Party::nginx("nginx", "0", &url, "1000000r/s", "off"));
+        }
+        title(&parties);
+        row(&Work { name, request: request("GET /v1/templates", b""), times: 150, each: 1, status: 200 }, &parties);
+    }
+}
+
+fn two_workers(url: &str) {
+    let parties = [
+        Party::sluicegate("two workers", "0,1", 2, url, OPEN, QUIET),
+        Party::sluicegate("one worker", "0", 1, url, OPEN, QUIET),
+    ];
+    title(&parties);
+    row(
+        &Work { name: "GET 700 B", request: request("GET /v1/templates", b""), times: 150, each: 1, status: 200 },
+        &parties,
+    );
+}
