@@ -114,7 +114,8 @@ async fn forward(
     if let Some(known) = app.known_answer(&call, &head.headers).await {
         return Ok(known);
     }
-    let (max_wait, prefers_wait) = (app.max_wait(&head)?, crate::protocol::wait::offered(&head.headers));
+    let max_wait = app.max_wait(&head)?;
+    let prefers_wait = call.create.and_then(|_| crate::protocol::wait::offered(&head.headers));
     let (mut body, mut model) = app.take_body(&call, head.uri.path(), Inbound::new(body, head.version)).await?;
     record.applied = app.apply_rules(&call, account, &mut head, &mut body, &mut model)?;
     let cost = app.cost(&call, (account, client), &head, &body, model.as_deref());

@@ -269,7 +269,7 @@ pub(crate) fn model_part(prefix: &[u8]) -> Option<String> {
 
 /// What an attempt knows of its streamed body: how far it is, and why it broke off if it did.
 #[derive(Debug, Clone)]
-pub(crate) struct Upload(Arc<Mutex<Progress>>);
+pub(crate) struct Upload(Option<Arc<Mutex<Progress>>>);
 
 #[derive(Debug)]
 struct Progress {
@@ -279,22 +279,22 @@ struct Progress {
 }
 
 impl Upload {
-    pub(crate) fn new() -> Self {
-        Self(Arc::new(Mutex::new(Progress { moved: Instant::now(), sent: false, trouble: None })))
+    /// There is nothing to follow where a body goes up in one piece.
+    pub(crate) fn new(streamed: bool) -> Self {
+        let progress = || Arc::new(Mutex::new(Progress { moved: Instant::now(), sent: false, trouble: None }));
+        Self(streamed.then(progress))
     }
 
     /// Why the body broke off, if it did.
     pub(crate) fn trouble(&self) -> Option<Rejection> {
-        self.progress().trouble.take()
+        self.progress()?.trouble.take()
     }
 
     /// Resolves when the upstream has taken no piece of the body for `stalled`, or has it whole for `answering`.
     pub(crate) async fn stuck(&self, stalled: Duration, answering: Duration) {
         loop {
-            let due = {
-                let progress = self.progress();
-                progress.moved + if progress.sent { answering } else { stalled }
-            };
+            let due = self.progress().map(|progress| progress.moved + if progress.sent { answering } else { stalled });
+            let Some(due) = due else { return std::future::pending().await };
             if due <= Instant::now() {
                 return;
             }
@@ -303,17 +303,20 @@ impl Upload {
     }
 
     fn moved(&self, sent: bool) {
-        let mut progress = self.progress();
-        (progress.moved, progress.sent) = (Instant::now(), sent);
+        if let Some(mut progress) = self.progress() {
+            (progress.moved, progress.sent) = (Instant::now(), sent);
+        }
     }
 
     fn broke(&self, why: Rejection) -> Broken {
-        self.progress().trouble = Some(why);
+        if let Some(mut progress) = self.progress() {
+            progress.trouble = Some(why);
+        }
         Broken
     }
 
-    fn progress(&self) -> MutexGuard<'_, Progress> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn progress(&self) -> Option<MutexGuard<'_, Progress>> {
+        self.0.as_ref().map(|progress| progress.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

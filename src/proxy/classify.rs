@@ -51,8 +51,9 @@ impl Call {
             auth: route.map_or(RouteAuth::Account, |route| route.auth),
             repeatable: matches!(class, Class::Poll | Class::Cancel)
                 || matches!(request.method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS),
-            held_secs: wait::offered(&request.headers)
-                .filter(|_| protocol.prefer_wait && class == Class::Create)
+            held_secs: (protocol.prefer_wait && class == Class::Create)
+                .then(|| wait::offered(&request.headers))
+                .flatten()
                 .map_or(0, |wait| u16::try_from(wait.as_secs()).unwrap_or(u16::MAX)),
         }
     }

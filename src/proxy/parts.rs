@@ -144,8 +144,11 @@ impl App {
         account: usize,
         mut head: request::Parts,
     ) -> Result<request::Parts, Rejection> {
-        let query = head.uri.query().map(|query| identify::without_key(query).unwrap_or_else(|| query.to_owned()));
-        let target = self.target.origin_form(head.uri.path(), query.as_deref());
+        let target = match head.uri.query().map(|query| (query, identify::without_key(query))) {
+            Some((_, Some(kept))) => self.target.origin_form(head.uri.path(), Some(&kept)),
+            Some((query, None)) => self.target.same(&head.uri, Some(query)),
+            None => self.target.same(&head.uri, None),
+        };
         head.uri = target.ok_or(Rejection::BadRequest("the request target is not valid"))?;
         if call.auth == RouteAuth::Client
             && head.headers.get_all(header::AUTHORIZATION).iter().any(|value| self.clients.is_token(value))

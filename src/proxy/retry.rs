@@ -135,7 +135,10 @@ impl Sending<'_> {
             let (outcome, retry_after) = match &result {
                 Ok(reply) => (
                     Outcome::Answer(reply.head.status),
-                    Feedback::read(&reply.head.headers, app.clock.wall()).retry_after,
+                    // Of no use with an answer that ends the call.
+                    (!reply.head.status.is_success())
+                        .then(|| Feedback::read(&reply.head.headers, app.clock.wall()).retry_after)
+                        .flatten(),
                 ),
                 Err(failed) => (failed.outcome, None),
             };
@@ -213,9 +216,9 @@ impl Sending<'_> {
         attempt: u32,
         timeout: Duration,
     ) -> Result<Reply, Failed> {
-        let upload = Upload::new();
         let fresh = !self.call.repeatable;
         let streamed = self.held.is_streamed();
+        let upload = Upload::new(streamed);
         for reconnect in 1.. {
             let connecting = tokio::time::timeout_at(until, self.worker.upstream.ready(fresh)).await;
             let connection = match connecting {

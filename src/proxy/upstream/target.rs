@@ -30,6 +30,14 @@ impl Target {
         target.parse().ok()
     }
 
+    /// The target of an attempt for a path and query that stay whole: taken as they were parsed, where there is no prefix.
+    pub(crate) fn same(&self, uri: &Uri, query: Option<&str>) -> Option<Uri> {
+        match uri.path_and_query().filter(|_| self.prefix.is_empty()) {
+            Some(whole) => Some(Uri::from(whole.clone())),
+            None => self.origin_form(uri.path(), query),
+        }
+    }
+
     /// What stands behind the origin and the prefix in a URL of the upstream; `None` where it is another's.
     pub(crate) fn path_of<'u>(&self, url: &'u str) -> Option<&'u str> {
         let (scheme, rest) = url.split_once("://")?;
