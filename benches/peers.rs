@@ -13,6 +13,8 @@ use support::{Figure, ROUNDS, interleaved, wanted};
 const CONNECTIONS: usize = 64;
 /// A plan that never binds, and one that always does.
 const OPEN: &str = "requests_per_minute = 100000000\nconcurrent_jobs = 100000";
+/// The same for nginx.
+const OPEN_RATE: &str = "1000000r/s burst=100000 nodelay";
 const SHUT: &str = "requests_per_minute = 1";
 const QUIET: &str = "[state]\nstore = \"memory\"\n[log]\nlevel = \"off\"\n";
 const REFUSING: &str = "[queue]\nmax_wait = \"0s\"\n[state]\nstore = \"memory\"\n[log]\nlevel = \"off\"\n";
@@ -53,7 +55,7 @@ fn compare() {
     {
         let parties: Vec<Party> = [
             Some(Party::sluicegate("sluicegate", "0", 1, &url, OPEN, QUIET)),
-            Party::nginx("nginx", "0", &url, "1000000r/s", "off"),
+            Party::nginx("nginx", "0", &url, OPEN_RATE, "off"),
             Party::haproxy("HAProxy", "0", upstream.address, 100_000_000),
             Some(Party::role("relay", "0", Some(upstream.address))),
         ]
@@ -124,7 +126,7 @@ fn logged(url: &str) {
     let log = "DIRECTORY/access.log combined buffer=64k flush=1s";
     let parties: Vec<Party> = [
         Some(Party::sluicegate("sluicegate", "0", 1, url, OPEN, ours)),
-        Party::nginx("nginx", "0", url, "1000000r/s", log),
+        Party::nginx("nginx", "0", url, OPEN_RATE, log),
     ]
     .into_iter()
     .flatten()
@@ -156,7 +158,7 @@ fn over_tls() {
         let mut parties = vec![Party::sluicegate("sluicegate", "0", 1, &url, OPEN, QUIET)];
         // nginx speaks no HTTP/2 to an upstream.
         if role == "upstream-tls" {
-            parties.extend(Party::nginx("nginx", "0", &url, "1000000r/s", "off"));
+            parties.extend(Party::nginx("nginx", "0", &url, OPEN_RATE, "off"));
         }
         title(&parties);
         row(&Work { name, request: request("GET /v1/templates", b""), times: 150, each: 1, status: 200 }, &parties);
