@@ -58,6 +58,12 @@ impl Caller {
         self.tcp.write_all(request).await.expect("written");
     }
 
+    /// Whether nothing has come since.
+    pub(crate) async fn is_waiting(&self) -> bool {
+        let mut byte = [0];
+        timeout(Duration::from_millis(1), self.tcp.peek(&mut byte)).await.is_err()
+    }
+
     /// The body of the last answer, where it was a short one with its length.
     pub(crate) fn body(&self) -> &[u8] {
         &self.buffer[self.body.clone()]

@@ -18,6 +18,13 @@ pub(crate) const LISTEN: &str = "SLUICEGATE_BENCH_LISTEN";
 /// A directory of the party's own.
 pub(crate) const DIRECTORY: &str = "SLUICEGATE_BENCH_DIRECTORY";
 
+/// Another build of the program, to be measured in place of the one that cargo built beside the bench. The program refuses
+/// variables of its own name that it does not know.
+const PROGRAM: &str = "BENCH_PROGRAM";
+
+/// A log line of nginx with the fields of ours, as far as it has them.
+const NGINX_JSON: &str = r#"{"timestamp":"$time_iso8601","level":"INFO","message":"request","request_id":"$request_id","client":"$remote_addr","account":"bench","class":"other","method":"$request_method","path":"$uri","status":$status,"attempts":1,"queue_ms":0,"upstream_ms":"$upstream_response_time","total_ms":$request_time,"bytes":$body_bytes_sent,"complete":"$request_completion"}"#;
+
 /// A server in a process of its own, ended by drop.
 pub(crate) struct Party {
     pub(crate) name: &'static str,
@@ -61,7 +68,8 @@ impl Party {
         plan: &str,
         settings: &str,
     ) -> Self {
-        let command = pinned(cores, env!("CARGO_BIN_EXE_sluicegate"));
+        let program = std::env::var_os(PROGRAM).unwrap_or_else(|| env!("CARGO_BIN_EXE_sluicegate").into());
+        let command = pinned(cores, program);
         Self::program(name, command, threads, url, plan, settings)
     }
 
@@ -101,7 +109,7 @@ impl Party {
         let text = format!(
             "daemon off; master_process off; worker_processes 1; error_log {place}/error.log crit; pid {place}/pid;\n\
              events {{ worker_connections 8192; }}\n\
-             http {{\n access_log {log};\n client_body_temp_path {place}/body; proxy_temp_path {place}/proxy;\n\
+             http {{\n log_format json escape=json '{NGINX_JSON}';\n access_log {log};\n client_body_temp_path {place}/body; proxy_temp_path {place}/proxy;\n\
              fastcgi_temp_path {place}/f; uwsgi_temp_path {place}/u; scgi_temp_path {place}/s;\n\
              keepalive_requests 100000000; client_max_body_size 64m; tcp_nodelay on;\n\
              limit_req_status 429; limit_req_zone $http_x_api_key zone=rate:1m rate={rate};\n\
@@ -165,6 +173,21 @@ impl Party {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("Linux");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a resident set");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    /// Waits until the process does next to nothing, ten seconds at most.
+    pub(crate) fn settle(&self) {
+        let idle = (0..100).any(|_| {
+            let before = self.cpu();
+            std::thread::sleep(Duration::from_millis(100));
+            self.cpu().saturating_sub(before) < Duration::from_millis(2)
+        });
+        assert!(idle, "{} does not come to rest", self.name);
+    }
+
+    /// What the file `name` in its directory holds.
+    pub(crate) fn file(&self, name: &str) -> String {
+        fs::read_to_string(self.directory.join(name)).unwrap_or_else(|error| panic!("{}, {name}: {error}", self.name))
     }
 
     /// CPU time that `work` cost, in µs for each of `count`.
