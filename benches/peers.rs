@@ -1,18 +1,24 @@
-//! CPU time per request beside nginx and HAProxy, where they are installed, on the same work in the same run. `cargo bench --bench peers`.
+//! CPU time per request beside nginx and HAProxy, where they are installed, on the same work in the same run. `cargo bench --bench peers`;
+//! `-- memory` and the like for parts of it (passed, refused, logged, creates, tls, workers, memory).
 //!
 //! nginx and HAProxy do the least of our job: forward with keep-alive, add the key, check a limit per client. Sluicegate does all of its
-//! own. Request logs are off; `log` compares them on, each to a file and buffered.
+//! own. Request logs are off, except in the part `logged`.
 
 mod support;
 
-use support::callers::{drive, request};
-use support::party::{Party, common_directory, pin_ourselves};
-use support::upstream::{EVENTS, play};
-use support::{Figure, ROUNDS, interleaved, wanted};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use support::callers::{Caller, block_on, drive, request};
+use support::party::{Party, common_directory, open_many_files, pin_ourselves};
+use support::upstream::{ENDLESS, EVENTS, play};
+use support::{Figure, ROUNDS, chosen, interleaved, wanted};
 
 const CONNECTIONS: usize = 64;
 /// A plan that never binds, and one that always does.
 const OPEN: &str = "requests_per_minute = 100000000\nconcurrent_jobs = 100000";
+/// The same for nginx.
+const OPEN_RATE: &str = "1000000r/s burst=100000 nodelay";
 const SHUT: &str = "requests_per_minute = 1";
 const QUIET: &str = "[state]\nstore = \"memory\"\n[log]\nlevel = \"off\"\n";
 const REFUSING: &str = "[queue]\nmax_wait = \"0s\"\n[state]\nstore = \"memory\"\n[log]\nlevel = \"off\"\n";
@@ -32,12 +38,29 @@ fn main() {
     play();
     if wanted() {
         pin_ourselves("1");
-        compare();
+        open_many_files();
+        println!(
+            "CPU of the server's own process, in µs: median [least - most] of {ROUNDS} interleaved rounds, {CONNECTIONS} connections"
+        );
+        let upstream = Party::role("upstream", "1", None);
+        let url = format!("http://{}", upstream.address);
+        let parts: [(&str, &dyn Fn()); 7] = [
+            ("passed", &|| passed(&url, upstream.address)),
+            ("refused", &|| refused(&url, upstream.address)),
+            ("logged", &|| logged(&url)),
+            ("creates", &|| creates(&url)),
+            ("tls", &over_tls),
+            ("workers", &|| two_workers(&url)),
+            ("memory", &memory),
+        ];
+        for (_, part) in parts.iter().filter(|(name, _)| chosen(name)) {
+            part();
+        }
         let _ = std::fs::remove_dir_all(common_directory());
     }
 }
 
-fn compare() {
+fn passed(url: &str, upstream: SocketAddr) {
     let body = vec![b' '; 1024];
     let works = [
         Work { name: "GET 700 B", request: request("GET /v1/templates", b""), times: 150, each: 1, status: 200 },
@@ -45,31 +68,19 @@ fn compare() {
         Work { name: "GET 1 MiB", request: request("GET /v1/large", b""), times: 8, each: 1, status: 200 },
         Work { name: "SSE event", request: request("GET /v1/events", b""), times: 2, each: EVENTS, status: 200 },
     ];
-    let upstream = Party::role("upstream", "1", None);
-    let url = format!("http://{}", upstream.address);
-    println!(
-        "CPU of the server's own process, in µs: median [least - most] of {ROUNDS} interleaved rounds, {CONNECTIONS} connections"
-    );
-    {
-        let parties: Vec<Party> = [
-            Some(Party::sluicegate("sluicegate", "0", 1, &url, OPEN, QUIET)),
-            Party::nginx("nginx", "0", &url, "1000000r/s", "off"),
-            Party::haproxy("HAProxy", "0", upstream.address, 100_000_000),
-            Some(Party::role("relay", "0", Some(upstream.address))),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
-        title(&parties);
-        for work in &works {
-            row(work, &parties);
-        }
+    let parties: Vec<Party> = [
+        Some(Party::sluicegate("sluicegate", "0", 1, url, OPEN, QUIET)),
+        Party::nginx("nginx", "0", url, OPEN_RATE, "off"),
+        Party::haproxy("HAProxy", "0", upstream, 100_000_000),
+        Some(Party::role("relay", "0", Some(upstream))),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    title(&parties);
+    for work in &works {
+        row(work, &parties);
     }
-    refusals(&url, &upstream);
-    logged(&url);
-    creates(&url);
-    over_tls();
-    two_workers(&url);
 }
 
 fn title(parties: &[Party]) {
@@ -98,11 +109,11 @@ fn show(name: &str, figures: &[Figure]) {
     println!("    {}", ratios.collect::<Vec<_>>().join(" / "));
 }
 
-fn refusals(url: &str, upstream: &Party) {
+fn refused(url: &str, upstream: SocketAddr) {
     let parties: Vec<Party> = [
         Some(Party::sluicegate("sluicegate", "0", 1, url, SHUT, REFUSING)),
         Party::nginx("nginx", "0", url, "1r/m", "off"),
-        Party::haproxy("HAProxy", "0", upstream.address, 1),
+        Party::haproxy("HAProxy", "0", upstream, 1),
     ]
     .into_iter()
     .flatten()
@@ -110,8 +121,8 @@ fn refusals(url: &str, upstream: &Party) {
     // The first ones pass, and none after them.
     let get = request("GET /v1/templates", b"");
     for party in &parties {
-        support::callers::block_on(async {
-            let mut caller = support::callers::Caller::connect(party.address).await;
+        block_on(async {
+            let mut caller = Caller::connect(party.address).await;
             while caller.ask(&get).await == 200 {}
         });
     }
@@ -119,21 +130,30 @@ fn refusals(url: &str, upstream: &Party) {
     row(&Work { name: "refused GET", request: get, times: 150, each: 1, status: 429 }, &parties);
 }
 
+/// Each writes a line for every request into a file. nginx gathers 64 KiB of them, in its usual form and in ours.
 fn logged(url: &str) {
+    const TIMES: usize = 150;
     let ours = "[state]\nstore = \"memory\"\n[log]\nlevel = \"info\"\nformat = \"json\"\n";
-    let log = "DIRECTORY/access.log combined buffer=64k flush=1s";
+    let log = |format: &str| format!("DIRECTORY/log {format} buffer=64k flush=1s");
     let parties: Vec<Party> = [
         Some(Party::sluicegate("sluicegate", "0", 1, url, OPEN, ours)),
-        Party::nginx("nginx", "0", url, "1000000r/s", log),
+        Party::nginx("nginx, JSON", "0", url, OPEN_RATE, &log("json")),
+        Party::nginx("nginx, combined", "0", url, OPEN_RATE, &log("combined")),
     ]
     .into_iter()
     .flatten()
     .collect();
     title(&parties);
-    row(
-        &Work { name: "GET, logged", request: request("GET /v1/templates", b""), times: 150, each: 1, status: 200 },
-        &parties,
-    );
+    let get = request("GET /v1/templates", b"");
+    row(&Work { name: "GET, logged", request: get, times: TIMES, each: 1, status: 200 }, &parties);
+    // nginx writes the rest after a second.
+    std::thread::sleep(Duration::from_millis(1500));
+    for party in &parties {
+        let log = party.file("log");
+        let lines: Vec<_> = log.lines().filter(|line| line.contains("/v1/templates")).collect();
+        assert_eq!(lines.len(), CONNECTIONS * TIMES * (ROUNDS + 1), "{} logged every request", party.name);
+        println!("{:<24}a line has {} bytes", party.name, lines[0].len() + 1);
+    }
 }
 
 /// What only Sluicegate does: a create with its entry in the ledger before it is sent.
@@ -156,7 +176,7 @@ fn over_tls() {
         let mut parties = vec![Party::sluicegate("sluicegate", "0", 1, &url, OPEN, QUIET)];
         // nginx speaks no HTTP/2 to an upstream.
         if role == "upstream-tls" {
-            parties.extend(Party::nginx("nginx", "0", &url, "1000000r/s", "off"));
+            parties.extend(Party::nginx("nginx", "0", &url, OPEN_RATE, "off"));
         }
         title(&parties);
         row(&Work { name, request: request("GET /v1/templates", b""), times: 150, each: 1, status: 200 }, &parties);
@@ -173,4 +193,62 @@ fn two_workers(url: &str) {
         &Work { name: "GET 700 B", request: request("GET /v1/templates", b""), times: 150, each: 1, status: 200 },
         &parties,
     );
+}
+
+/// Resident memory: at rest, for each connection that has asked once, and beside it for each create that waits for a slot.
+fn memory() {
+    const MANY: usize = 1_000;
+    let upstream = Party::role("jobs", "1", None);
+    let url = format!("http://{}", upstream.address);
+    let one_job = "requests_per_minute = 100000000\nconcurrent_jobs = 1";
+    let waiting = format!("[queue]\nmax_waiting = {}\n{QUIET}", 2 * MANY);
+    // nginx has no jobs; its `limit_req` can hold requests back.
+    let parties: Vec<Party> = [
+        Some(Party::sluicegate("sluicegate", "0", 1, &url, one_job, &waiting)),
+        Party::nginx("nginx", "0", &url, "1000000r/s burst=100000 nodelay", "off"),
+        Party::nginx("nginx, delaying", "0", &url, "1r/s burst=100000", "off"),
+        Party::haproxy("HAProxy", "0", upstream.address, 100_000_000),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    println!("\n{:<24}{:>14}{:>22}{:>14}", "resident memory, KiB", "at rest", "a connection", "a waiter");
+    for party in &parties {
+        block_on(weigh(party, MANY));
+    }
+}
+
+async fn weigh(party: &Party, many: usize) {
+    let get = request("GET /v1/echo", b"");
+    let create = request("POST /v1/predictions", format!("{{\"model\":\"{ENDLESS}\",\"input\":{{}}}}").as_bytes());
+    let weight = || {
+        party.settle();
+        i64::try_from(party.rss_kib()).expect("a small number")
+    };
+    #[allow(clippy::cast_precision_loss)] // some thousands
+    let each = |more: i64| more as f64 / many as f64;
+    let at_rest = weight();
+    let delays = party.name == "nginx, delaying";
+    let mut callers = Vec::new();
+    for _ in 0..many {
+        let mut caller = Caller::connect(party.address).await;
+        if !delays {
+            caller.ask(&get).await;
+        }
+        callers.push(caller);
+    }
+    let connected = weight();
+    print!("{:<24}{at_rest:>14}{:>22.1}", party.name, each(connected - at_rest));
+    if !delays && party.name != "sluicegate" {
+        return println!();
+    }
+    // The first one takes the slot.
+    Caller::connect(party.address).await.ask(&create).await;
+    for caller in &mut callers {
+        caller.send(&create).await;
+    }
+    println!("{:>14.1}", each(weight() - connected));
+    for caller in &callers {
+        assert!(caller.is_waiting().await, "{} holds all creates", party.name);
+    }
 }

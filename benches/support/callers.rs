@@ -1,6 +1,8 @@
 //! Callers over plain sockets, on one thread: raw bytes out, answers measured by their heads.
 
+use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,31 +28,51 @@ pub(crate) fn request(line: &str, body: &[u8]) -> Vec<u8> {
 pub(crate) struct Caller {
     tcp: TcpStream,
     buffer: Vec<u8>,
+    /// Where the last answer's body begins and what has arrived ends.
+    body: Range<usize>,
 }
 
 impl Caller {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let tcp = TcpStream::connect(address).await.expect("connects");
         tcp.set_nodelay(true).expect("an option");
-        Self { tcp, buffer: vec![0; 64 * 1024] }
+        Self { tcp, buffer: vec![0; 64 * 1024], body: 0..0 }
     }
 
     /// Sends one request and reads its whole answer; gives the status.
     pub(crate) async fn ask(&mut self, request: &[u8]) -> u16 {
-        timeout(PATIENCE, async {
-            self.tcp.write_all(request).await.expect("written");
-            self.answer().await
-        })
-        .await
-        .expect("an answer in time")
+        self.try_ask(request).await.expect("an answer")
     }
 
-    async fn answer(&mut self) -> u16 {
+    /// The same; fails where the connection is closed early or the answer does not come in time.
+    pub(crate) async fn try_ask(&mut self, request: &[u8]) -> io::Result<u16> {
+        timeout(PATIENCE, async {
+            self.tcp.write_all(request).await?;
+            self.answer().await
+        })
+        .await?
+    }
+
+    /// Sends one request, and leaves its answer to come.
+    pub(crate) async fn send(&mut self, request: &[u8]) {
+        self.tcp.write_all(request).await.expect("written");
+    }
+
+    /// Whether nothing has come since.
+    pub(crate) async fn is_waiting(&self) -> bool {
+        let mut byte = [0];
+        timeout(Duration::from_millis(1), self.tcp.peek(&mut byte)).await.is_err()
+    }
+
+    /// The body of the last answer, where it was a short one with its length.
+    pub(crate) fn body(&self) -> &[u8] {
+        &self.buffer[self.body.clone()]
+    }
+
+    async fn answer(&mut self) -> io::Result<u16> {
         let mut filled = 0;
         let head = loop {
-            let read = self.tcp.read(&mut self.buffer[filled..]).await.expect("an answer");
-            assert!(read > 0, "closed without an answer");
-            filled += read;
+            filled += self.read(filled).await?;
             if let Some(head) = self.buffer[..filled].windows(4).position(|end| end == b"\r\n\r\n") {
                 break head + 4;
             }
@@ -61,26 +83,28 @@ impl Caller {
         if let Some(length) = length {
             let whole = head + length.trim().parse::<usize>().expect("a length");
             while filled < whole {
-                filled += self.read_over(filled).await;
+                // What no longer fits overwrites the body.
+                filled += self.read(if filled < self.buffer.len() { filled } else { 0 }).await?;
             }
+            self.body = if whole <= self.buffer.len() { head..whole } else { 0..0 };
         } else {
+            self.body = 0..0;
             let mut end = self.buffer[filled.saturating_sub(5).max(head)..filled].to_vec();
             while !end.ends_with(b"0\r\n\r\n") {
-                let read = self.tcp.read(&mut self.buffer).await.expect("a body");
-                assert!(read > 0, "closed within a body");
+                let read = self.read(0).await?;
                 end.extend_from_slice(&self.buffer[read.saturating_sub(5)..read]);
                 end.drain(..end.len().saturating_sub(5));
             }
         }
-        status
+        Ok(status)
     }
 
-    /// Reads on; what no longer fits overwrites the body.
-    async fn read_over(&mut self, filled: usize) -> usize {
-        let from = if filled < self.buffer.len() { filled } else { 0 };
-        let read = self.tcp.read(&mut self.buffer[from..]).await.expect("a body");
-        assert!(read > 0, "closed within a body");
-        read
+    /// Reads on, to `from` in the buffer.
+    async fn read(&mut self, from: usize) -> io::Result<usize> {
+        match self.tcp.read(&mut self.buffer[from..]).await? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            read => Ok(read),
+        }
     }
 }
 

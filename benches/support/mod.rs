@@ -48,3 +48,9 @@ pub(crate) fn interleaved<P>(parties: &[P], rounds: usize, mut measure: impl FnM
 pub(crate) fn wanted() -> bool {
     std::env::args().any(|arg| arg == "--bench")
 }
+
+/// Whether a part of a bench is to run: all do, unless some are named (`cargo bench --bench peers -- memory`).
+pub(crate) fn chosen(part: &str) -> bool {
+    let mut named = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).peekable();
+    named.peek().is_none() || named.any(|name| name == part)
+}

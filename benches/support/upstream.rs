@@ -16,6 +16,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use sluicegate::mock::{Mock, Options, RunTime};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -28,6 +29,9 @@ pub(crate) const SMALL_BYTES: usize = 700;
 pub(crate) const LARGE_BYTES: usize = 1024 * 1024;
 /// Events of one stream (`GET /v1/events`), and the time between two.
 pub(crate) const EVENTS: usize = 100;
+/// How long a job of the role `jobs` runs, and the model whose jobs do not end.
+const JOBS_LAST: Duration = Duration::from_millis(300);
+pub(crate) const ENDLESS: &str = "flux-dev";
 const EVENT_EVERY: Duration = Duration::from_millis(4);
 
 /// Plays the role that this process was started for, and ends. Comes back where there is none.
@@ -35,6 +39,9 @@ pub(crate) fn play() {
     let Ok(role) = env::var(ROLE) else { return };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let played = runtime.block_on(async {
+        if role == "jobs" {
+            return jobs().await;
+        }
         let listener = TcpListener::bind(variable(LISTEN)).await?;
         match role.as_str() {
             "upstream" => plain(listener).await,
@@ -126,6 +133,15 @@ async fn serve<I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(io: I, answer
     } else {
         let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), service).await;
     }
+}
+
+/// The imitated API without limits, whose jobs run for [`JOBS_LAST`], or without an end.
+async fn jobs() -> io::Result<()> {
+    let run_time = RunTime::Fixed(JOBS_LAST);
+    let model_run_times = vec![(ENDLESS.to_owned(), RunTime::Fixed(Duration::from_secs(3600)))];
+    let options = Options { requests: None, concurrent_jobs: None, run_time, model_run_times, ..Options::default() };
+    let _mock = Mock::start(options, variable(LISTEN).parse().expect("an address")).await?;
+    std::future::pending().await
 }
 
 /// A certificate of its own authority, which is left where [`super::party::Party::sluicegate`] looks for it.
