@@ -171,7 +171,8 @@ impl RunTimes {
             if expected > CERTAIN { 1.0 } else { KEEP }
         };
         self.samples += 1;
-        if expected > FORESEEN && !self.beliefs.is_empty() {
+        // No median is below the first bin, so that no more can be expected of it.
+        if expected > (if high == 1 { CERTAIN } else { FORESEEN }) && !self.beliefs.is_empty() {
             return;
         }
         if self.beliefs.is_empty() {
@@ -188,13 +189,13 @@ impl RunTimes {
         /// Beliefs below this (a logarithm) change nothing.
         const NEGLIGIBLE: f64 = -9.0;
         let largest = largest(&self.beliefs);
-        self.bins.clear();
         self.bins.resize(BINS, 0.0);
+        self.bins.fill(0.0);
         for (shape, beliefs) in SHAPES.iter().zip(self.beliefs.chunks_mut(BINS)) {
             // Most of them change nothing: ten are passed over at once.
             for (ten, beliefs) in beliefs.as_chunks_mut::<10>().0.iter_mut().enumerate() {
-                beliefs.iter_mut().for_each(|belief| *belief -= largest);
-                if beliefs.iter().fold(false, |any, belief| any | (*belief > NEGLIGIBLE)) {
+                *beliefs = beliefs.map(|belief| belief - largest);
+                if highest(beliefs) > NEGLIGIBLE {
                     let medians = (10 * ten..).zip(&*beliefs).filter(|(_, belief)| **belief > NEGLIGIBLE);
                     medians.for_each(|(median, belief)| shape.add(&mut self.bins, median, belief.exp()));
                 }
@@ -226,7 +227,6 @@ impl RunTimes {
         /// Weights below this are nothing.
         const LEAST: f64 = 1e-9;
         let total: f64 = self.bins.iter().sum();
-        self.above.clear();
         self.above.resize(BINS + 1, (0.0, 0.0));
         let mut sums = (0.0, 0.0);
         for (bin, weight) in self.bins.iter_mut().enumerate().rev() {
@@ -432,12 +432,21 @@ fn cheapest(steps: &[Step], look: f64) -> Option<Duration> {
 
 /// The largest of the beliefs, ten at a time.
 fn largest(beliefs: &[f64]) -> f64 {
-    let larger = |a: f64, b: f64| if b > a { b } else { a };
-    let mut lanes = [f64::NEG_INFINITY; 10];
+    let mut largest = [f64::NEG_INFINITY; 10];
     for ten in beliefs.as_chunks::<10>().0 {
-        lanes.iter_mut().zip(ten).for_each(|(lane, belief)| *lane = larger(*lane, *belief));
+        largest = std::array::from_fn(|n| larger(largest[n], ten[n]));
     }
-    lanes.into_iter().fold(f64::NEG_INFINITY, larger)
+    highest(&largest)
+}
+
+fn highest(ten: &[f64; 10]) -> f64 {
+    let five: [f64; 5] = std::array::from_fn(|n| larger(ten[n], ten[n + 5]));
+    larger(larger(larger(five[0], five[1]), larger(five[2], five[3])), five[4])
+}
+
+/// What one instruction does; `f64::max` has more to say of what is no number.
+fn larger(a: f64, b: f64) -> f64 {
+    if b > a { b } else { a }
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // clamped to the bins
