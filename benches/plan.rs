@@ -80,6 +80,14 @@ fn main() {
         same("50 x 10 s, 20 callers, Free, cold", 10.0, 50, 20, FREE, 0),
         same("50 x 10 s, 20 callers, Free, learned", 10.0, 50, 20, FREE, 10),
     ];
+    // Neighbours of the above, so that nothing is tuned to their numbers.
+    works.extend([
+        same("50 x 2.7 s, 5 callers, Free", 2.7, 50, 5, FREE, 0),
+        same("50 x 2.7 s, 20 callers, Free", 2.7, 50, 20, FREE, 0),
+        same("50 x 9 s, 20 callers, Free, cold", 9.0, 50, 20, FREE, 0),
+        same("50 x 9 s, 20 callers, Free, learned", 9.0, 50, 20, FREE, 10),
+        same("50 x 11 s, 20 callers, Free, learned", 11.0, 50, 20, FREE, 10),
+    ]);
     works.extend((1..=5).map(log_normal));
     works.push(doubling());
     works.retain(|work| work.name.contains(&wanted));

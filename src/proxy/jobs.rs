@@ -515,10 +515,7 @@ impl Jobs {
         self.ledger.ended(number, status);
         drop(slot);
         tracing::debug!(job = id, status, end = end.name(), age_ms = (now - started).as_millis(), "job ended");
-        // What this one told serves the others of its model.
-        for id in self.models.live(&model) {
-            self.plan(&id, Duration::ZERO);
-        }
+        self.plan_siblings(&model);
     }
 
     fn remember(&self, id: &str, size: usize) {

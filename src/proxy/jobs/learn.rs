@@ -4,7 +4,12 @@
 //! and at most as long as when it was seen done. Run times are taken as log-normal; what is believed of median and spread is a grid of
 //! weights, and each interval multiplies it by its likelihood (Bayes). Few samples are enough, a constant run time shows as a small
 //! spread, and the forecast stays honest about what is not known. Old samples fade, at once when jobs end where none was expected.
+//!
+//! A sample is dear and a look cheap: what a look needs of the forecast is summed up when a sample comes, and the looks that were worked
+//! out are kept until the next. A sample that was all but certain is left out.
 
+use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -12,7 +17,7 @@ use std::time::Duration;
 const RATIO: f64 = 1.02;
 /// Lower edge of the first bin, in seconds.
 const FIRST: f64 = 0.01;
-/// Up to about three hours.
+/// Up to about three hours. A multiple of ten, for loops over ten at once.
 const BINS: usize = 700;
 /// Spreads (σ of the logarithm) that are told apart.
 const SPREADS: [f64; 8] = [0.01, 0.03, 0.06, 0.12, 0.2, 0.3, 0.45, 0.7];
@@ -24,6 +29,8 @@ const NARROW: f64 = 2.0;
 const DOUBTFUL: f64 = 1.5;
 /// Of a sample that tells nothing, more than this was expected.
 const CERTAIN: f64 = 0.8;
+/// A sample of which more than this was expected is left out: no belief would change by more than it fades.
+const FORESEEN: f64 = 0.998;
 /// Of a surprise nothing more than this was expected.
 const EXPECTED_LEAST: f64 = 0.02;
 /// What is kept of the past at a first surprise (an outlier?) and at another one right after it (a drift).
@@ -38,25 +45,113 @@ pub(crate) struct RunTimes {
     beliefs: Vec<f64>,
     /// The forecast that follows from them: weight by bin, summing to 1.
     bins: Vec<f64>,
+    /// By bin, what lies in it and above: its weight, and its weight times its run time.
+    above: Vec<(f64, f64)>,
+    /// The bins that have any weight to speak of.
+    likely: Range<usize>,
+    /// Looks that follow from them.
+    looks: RefCell<Looks>,
     samples: u64,
     surprises: usize,
-    /// How well the median is known (the standard deviation of its logarithm), and the spread that is expected.
+    /// How well the median is known (the standard deviation of its logarithm), and the spread that is expected; worked out for as long
+    /// as anything is explored.
     unsure: f64,
     spread: f64,
 }
 
 /// A part of the forecast.
 struct Step {
-    middle: f64,
-    end: f64,
     weight: f64,
+    /// Times the run time.
+    moments: f64,
+    end: f64,
 }
 
-/// Distribution functions by spread: entry `i` is the share of run times up to `i - BINS` bins above the median.
-static SHARES: LazyLock<Vec<Vec<f64>>> = LazyLock::new(|| {
-    let share = |spread: f64, bins: usize| normal_share((count(bins) - count(BINS)) * RATIO.ln() / spread);
-    SPREADS.iter().map(|spread| (0..=2 * BINS).map(|bins| share(*spread, bins)).collect()).collect()
+/// The best looks since the last sample, by what was asked.
+#[derive(Debug, Clone, Default)]
+struct Looks(Vec<(LookKey, Option<Duration>)>);
+
+/// The age that it was seen running at, and the price of a look in seconds of an unseen end.
+type LookKey = (Duration, f64);
+
+impl Looks {
+    /// Most that are kept.
+    const MOST: usize = 64;
+
+    fn find(&self, key: LookKey) -> Option<&(LookKey, Option<Duration>)> {
+        self.0.iter().find(|(known, _)| *known == key)
+    }
+
+    fn keep(&mut self, key: LookKey, look: Option<Duration>) {
+        if self.0.len() >= Self::MOST {
+            self.0.clear();
+        }
+        self.0.push((key, look));
+    }
+}
+
+/// Log-normal run times of one spread, by bins above the median: entry `i` is for `i - BINS` bins.
+struct Shape {
+    spread: f64,
+    /// Share of run times up to there.
+    share: Vec<f64>,
+    /// Share in the bin that begins there.
+    mass: Vec<f64>,
+    /// So many bins from the median there is nothing left.
+    far: usize,
+}
+
+static SHAPES: LazyLock<Vec<Shape>> = LazyLock::new(|| {
+    /// In spreads.
+    const FAR: f64 = 5.0;
+    let shape = |spread: f64| {
+        let share = (0..=2 * BINS).map(|bins| normal_share((count(bins) - count(BINS)) * RATIO.ln() / spread));
+        let share: Vec<f64> = share.collect();
+        let mass = share.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        Shape { spread, share, mass, far: bin(FIRST * (spread * FAR).exp()) + 2 }
+    };
+    SPREADS.into_iter().map(shape).collect()
 });
+
+impl Shape {
+    /// Adds the run times of jobs of this median to a forecast. Those below the first bin count in it.
+    fn add(&self, bins: &mut [f64], median: usize, weight: f64) {
+        let near = median.saturating_sub(self.far)..BINS.min(median + self.far);
+        if near.start == 0 {
+            bins[0] += weight * self.share[BINS - median];
+        }
+        let masses = &self.mass[near.start + BINS - median..];
+        bins[near].iter_mut().zip(masses).for_each(|(sum, mass)| *sum += weight * mass);
+    }
+
+    /// Multiplies the beliefs in medians by the likelihood of a sample in bins `low..high`; they keep this share of what they were.
+    ///
+    /// The likelihood varies with the median near the ends of the sample only: elsewhere its logarithm is worked out once.
+    fn weigh(&self, beliefs: &mut [f64], low: usize, high: usize, keep: f64) {
+        let prior = -self.spread * NARROW * (1.0 - keep);
+        let possible = POSSIBLE * count(high - low) / count(BINS);
+        let shift = |likelihood: f64| prior + (likelihood * (1.0 - POSSIBLE) + possible).ln();
+        let near = |edge: usize| edge.saturating_sub(self.far)..(edge + self.far).min(BINS);
+        // A sample that begins in the first bin may have begun anywhere below.
+        let (low_end, high_end) = (if low == 0 { 0..0 } else { near(low) }, near(high));
+        let between = low_end.end..high_end.start.max(low_end.end);
+        let flat = [(0..low_end.start, 0.0), (between.clone(), 1.0), (high_end.end..BINS, 0.0)];
+        for (medians, likelihood) in flat {
+            let shift = shift(likelihood);
+            beliefs[medians].iter_mut().for_each(|belief| *belief = *belief * keep + shift);
+        }
+        for medians in [low_end, between.end..high_end.end] {
+            for (median, belief) in medians.clone().zip(&mut beliefs[medians]) {
+                let from = if low == 0 { 0.0 } else { self.share[low + BINS - median] };
+                let likelihood = (self.share[high + BINS - median] - from).max(0.0);
+                *belief = *belief * keep + shift(likelihood);
+            }
+        }
+    }
+}
+
+/// Lower edges of the bins, in seconds, and of the one after the last.
+static EDGES: LazyLock<Vec<f64>> = LazyLock::new(|| (0..=BINS).map(|bin| FIRST * RATIO.powf(count(bin))).collect());
 
 impl RunTimes {
     /// A job ran longer than `over` and at most `within`; exactly so long where they are the same.
@@ -75,19 +170,17 @@ impl RunTimes {
             // What was all but certain tells nothing new: it must not make what is known fade.
             if expected > CERTAIN { 1.0 } else { KEEP }
         };
+        self.samples += 1;
+        // No median is below the first bin, so that no more can be expected of it.
+        if expected > (if high == 1 { CERTAIN } else { FORESEEN }) && !self.beliefs.is_empty() {
+            return;
+        }
         if self.beliefs.is_empty() {
             self.beliefs = SPREADS.iter().flat_map(|spread| std::iter::repeat_n(-spread * NARROW, BINS)).collect();
         }
-        let possible = POSSIBLE * count(high - low) / count(BINS);
-        for ((shares, spread), beliefs) in SHARES.iter().zip(SPREADS).zip(self.beliefs.chunks_mut(BINS)) {
-            let prior = -spread * NARROW;
-            for (median, belief) in beliefs.iter_mut().enumerate() {
-                let from = if low == 0 { 0.0 } else { shares[low + BINS - median] };
-                let likelihood = (shares[high + BINS - median] - from).max(0.0);
-                *belief = *belief * keep + prior * (1.0 - keep) + (likelihood * (1.0 - POSSIBLE) + possible).ln();
-            }
+        for (shape, beliefs) in SHAPES.iter().zip(self.beliefs.chunks_mut(BINS)) {
+            shape.weigh(beliefs, low, high, keep);
         }
-        self.samples += 1;
         self.forecast();
     }
 
@@ -95,26 +188,23 @@ impl RunTimes {
     fn forecast(&mut self) {
         /// Beliefs below this (a logarithm) change nothing.
         const NEGLIGIBLE: f64 = -9.0;
-        /// Nor do run times farther from the median than this many spreads.
-        const FAR: f64 = 5.0;
-        let largest = self.beliefs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        self.beliefs.iter_mut().for_each(|belief| *belief -= largest);
-        self.bins.clear();
+        let largest = largest(&self.beliefs);
         self.bins.resize(BINS, 0.0);
-        for ((shares, spread), beliefs) in SHARES.iter().zip(SPREADS).zip(self.beliefs.chunks(BINS)) {
-            let far = bin(FIRST * (spread * FAR).exp()) + 2;
-            for (median, belief) in beliefs.iter().enumerate().filter(|(_, belief)| **belief > NEGLIGIBLE) {
-                let weight = belief.exp();
-                let near = median.saturating_sub(far)..BINS.min(median + far);
-                for (bin, sum) in self.bins.iter_mut().enumerate().skip(near.start).take(near.len()) {
-                    let share = shares[bin + 1 + BINS - median] - shares[bin + BINS - median];
-                    *sum += weight * share;
+        self.bins.fill(0.0);
+        for (shape, beliefs) in SHAPES.iter().zip(self.beliefs.chunks_mut(BINS)) {
+            // Most of them change nothing: ten are passed over at once.
+            for (ten, beliefs) in beliefs.as_chunks_mut::<10>().0.iter_mut().enumerate() {
+                *beliefs = beliefs.map(|belief| belief - largest);
+                if highest(beliefs) > NEGLIGIBLE {
+                    let medians = (10 * ten..).zip(&*beliefs).filter(|(_, belief)| **belief > NEGLIGIBLE);
+                    medians.for_each(|(median, belief)| shape.add(&mut self.bins, median, belief.exp()));
                 }
             }
         }
-        let total: f64 = self.bins.iter().sum();
-        self.bins.iter_mut().for_each(|weight| *weight /= total);
-        self.weigh_doubt();
+        if self.samples < EXPLORED {
+            self.weigh_doubt();
+        }
+        self.sum_up();
     }
 
     fn weigh_doubt(&mut self) {
@@ -132,6 +222,24 @@ impl RunTimes {
         self.spread = spreads / all;
     }
 
+    /// Prepares what looks need of the forecast.
+    fn sum_up(&mut self) {
+        /// Weights below this are nothing.
+        const LEAST: f64 = 1e-9;
+        let total: f64 = self.bins.iter().sum();
+        self.above.resize(BINS + 1, (0.0, 0.0));
+        let mut sums = (0.0, 0.0);
+        for (bin, weight) in self.bins.iter_mut().enumerate().rev() {
+            *weight /= total;
+            sums = (sums.0 + *weight, sums.1 + *weight * middle(bin));
+            self.above[bin] = sums;
+        }
+        let any = |weight: &f64| *weight > LEAST;
+        let first = self.bins.iter().position(any).unwrap_or(0);
+        self.likely = first..self.bins.iter().rposition(any).map_or(first, |last| last + 1);
+        self.looks.get_mut().0.clear();
+    }
+
     /// True while the median is not known better than jobs differ from each other, and few jobs have told of it: what they left open is
     /// not worth a look that may come too early.
     pub(crate) fn doubtful(&self) -> bool {
@@ -140,11 +248,13 @@ impl RunTimes {
 
     /// How long before a look at age `at` a job ended, on average, if it ran longer than `over` and has ended by then; in seconds.
     pub(crate) fn late(&self, over: Duration, at: Duration) -> f64 {
+        let (first, part) = place(over);
         let at = at.as_secs_f64();
-        let ended = self.rest(over).map(|(bin, weight)| (middle(bin), weight)).take_while(|(middle, _)| *middle < at);
-        let (sum, weight) =
-            ended.fold((0.0, 0.0), |(sum, all), (middle, weight)| (sum + weight * (at - middle), all + weight));
-        if weight > 0.0 { sum / weight } else { 0.0 }
+        let to = (bin(at) + usize::from(middle(bin(at)) < at)).max(first);
+        let (weight, moments) = self.rest(first, part);
+        let (later, later_moments) = if to == first { (weight, moments) } else { self.above_bin(to) };
+        let ended = weight - later;
+        if ended > 0.0 { (at - (moments - later_moments) / ended).max(0.0) } else { 0.0 }
     }
 
     /// Nothing was learned yet.
@@ -154,15 +264,11 @@ impl RunTimes {
 
     /// The run time that this share of jobs does not exceed, of those that run longer than `over`.
     pub(crate) fn quantile(&self, over: Duration, share: f64) -> Option<Duration> {
-        let rest = self.rest(over);
-        let total: f64 = rest.clone().map(|(_, weight)| weight).sum();
-        let mut below = 0.0;
-        rest.filter(|_| total > 0.0)
-            .find(|(_, weight)| {
-                below += weight;
-                below >= share * total
-            })
-            .map(|(bin, _)| Duration::from_secs_f64(edge(bin + 1)))
+        let (first, part) = place(over);
+        let (total, _) = self.rest(first, part);
+        let after = self.above.get(first + 1..)?;
+        let beyond = after.partition_point(|(weight, _)| *weight > total * (1.0 - share));
+        (total > 0.0).then(|| Duration::from_secs_f64(edge((first + beyond + 1).min(BINS))))
     }
 
     /// The mean run time of the jobs that run shortest, all but a few: with few samples, hours are thought possible.
@@ -179,31 +285,21 @@ impl RunTimes {
 
     /// Share of all jobs that run longer than `over`.
     pub(crate) fn beyond(&self, over: Duration) -> f64 {
-        let total: f64 = self.bins.iter().sum();
-        let rest: f64 = self.rest(over).map(|(_, weight)| weight).sum();
-        if total > 0.0 { rest / total } else { 0.0 }
+        let (first, part) = place(over);
+        self.rest(first, part).0
     }
 
     /// The age at which a look costs least, for a job seen running at age `over`: each look costs `look`, each second that the end goes
     /// unseen costs `unseen`. A look that comes too early is followed by the best one from there. `None` where nothing is known of jobs
     /// this old.
     pub(crate) fn best_look(&self, over: Duration, look: f64, unseen: f64) -> Option<Duration> {
-        let steps = self.steps(over);
-        // From the end: the least cost of finding all jobs that end in step `from` or later, times their weight.
-        let mut least = vec![(0.0, 0); steps.len() + 1];
-        let mut weight = 0.0;
-        for from in (0..steps.len()).rev() {
-            weight += steps[from].weight;
-            let (mut ended, mut moments) = (0.0, 0.0);
-            let costs = steps.iter().enumerate().skip(from).map(|(to, step)| {
-                ended += step.weight;
-                moments += step.weight * step.middle;
-                (look * weight + unseen * (ended * step.end - moments) + least[to + 1].0, to)
-            });
-            let best = costs.min_by(|a, b| a.0.total_cmp(&b.0));
-            least[from] = best.unwrap_or_default();
+        let key = (over, grade(look / unseen));
+        if let Some((_, known)) = self.looks.borrow().find(key) {
+            return *known;
         }
-        steps.get(least[0].1).map(|step| Duration::from_secs_f64(step.end))
+        let best = cheapest(&self.steps(over), key.1);
+        self.looks.borrow_mut().keep(key, best);
+        best
     }
 
     /// Run times over `over` in at most some fifty steps of about equal weight, or single bins.
@@ -211,35 +307,38 @@ impl RunTimes {
         const MOST: f64 = 48.0;
         /// The longest of jobs are not waited for: they get another look.
         const IGNORED: f64 = 0.01;
-        let rest: Vec<(usize, f64)> = self.rest(over).filter(|(_, weight)| *weight > 1e-9).collect();
-        let total = rest.iter().map(|(_, weight)| weight).sum::<f64>();
+        let (first, part) = place(over);
+        let (total, _) = self.rest(first, part);
         let enough = total / MOST;
-        let mut steps: Vec<Step> = Vec::new();
+        let mut steps: Vec<Step> = Vec::with_capacity(2 * 48);
         let mut left = total;
-        for (bin, weight) in rest {
-            if left < IGNORED * total {
+        for bin in first.max(self.likely.start)..self.likely.end {
+            if left <= IGNORED * total {
                 break;
             }
+            let weight = if bin == first { self.bins[bin] * part } else { self.bins[bin] };
             left -= weight;
             let (middle, end) = (middle(bin), edge(bin + 1));
             match steps.last_mut().filter(|step| step.weight + weight <= enough) {
                 Some(step) => {
-                    step.middle = (step.middle * step.weight + middle * weight) / (step.weight + weight);
+                    step.moments += weight * middle;
                     (step.weight, step.end) = (step.weight + weight, end);
                 }
-                None => steps.push(Step { middle, end, weight }),
+                None => steps.push(Step { moments: weight * middle, end, weight }),
             }
         }
         steps
     }
 
-    /// Bins of run times over `over`, with their weights; the bin in which `over` lies counts with the part above it.
-    fn rest(&self, over: Duration) -> impl Iterator<Item = (usize, f64)> + Clone {
-        let over = over.as_secs_f64();
-        let first = bin(over);
-        let part = ((edge(first + 1) - over) / (edge(first + 1) - edge(first))).clamp(0.0, 1.0);
-        let weights = self.bins.iter().copied().enumerate().skip(first);
-        weights.map(move |(bin, weight)| (bin, if bin == first { weight * part } else { weight }))
+    /// Weight and moments of this part of a bin and of all that lies above it.
+    fn rest(&self, first: usize, part: f64) -> (f64, f64) {
+        let (weight, moments) = self.above_bin(first + 1);
+        let own = self.bins.get(first).copied().unwrap_or_default() * part;
+        (weight + own, moments + own * middle(first))
+    }
+
+    fn above_bin(&self, bin: usize) -> (f64, f64) {
+        self.above.get(bin).copied().unwrap_or_default()
     }
 
     /// What is worth keeping: the likelier beliefs, by place in the grid.
@@ -283,11 +382,71 @@ fn count(bins: usize) -> f64 {
 }
 
 fn edge(bin: usize) -> f64 {
-    FIRST * RATIO.powf(count(bin))
+    EDGES[bin]
 }
 
 fn middle(bin: usize) -> f64 {
-    edge(bin) * RATIO.sqrt()
+    /// The root of `RATIO`.
+    const HALF: f64 = 1.009_950_493_836_207_8;
+    EDGES[bin] * HALF
+}
+
+/// The bin of an age, and the part of it that lies above.
+fn place(age: Duration) -> (usize, f64) {
+    let age = age.as_secs_f64();
+    let bin = bin(age);
+    (bin, ((edge(bin + 1) - age) / (edge(bin + 1) - edge(bin))).clamp(0.0, 1.0))
+}
+
+/// Prices that differ by less than a tenth or so are one.
+fn grade(price: f64) -> f64 {
+    const GRADES: f64 = 16.0;
+    ((price.max(1e-9).log2() * GRADES).round() / GRADES).exp2()
+}
+
+/// The end of the step after which to look first, where a look costs as much as so many seconds that an end goes unseen.
+fn cheapest(steps: &[Step], look: f64) -> Option<Duration> {
+    // From the end: the least cost of finding all jobs that end in step `from` or later, times their weight.
+    let mut least = vec![0.0; steps.len() + 1];
+    let (mut weight, mut first) = (0.0, steps.len().saturating_sub(1));
+    for from in (0..steps.len()).rev() {
+        weight += steps[from].weight;
+        let (mut ended, mut moments, mut best) = (0.0, 0.0, (f64::INFINITY, from));
+        // One more job to be found makes each later end dearer: the best one is none later than it was without.
+        for (to, step) in steps.iter().enumerate().take(first + 1).skip(from) {
+            ended += step.weight;
+            moments += step.moments;
+            let so_far = look * weight + ended * step.end - moments;
+            if so_far > best.0 {
+                break;
+            }
+            let cost = so_far + least[to + 1];
+            if cost < best.0 {
+                best = (cost, to);
+            }
+        }
+        (least[from], first) = best;
+    }
+    steps.get(first).map(|step| Duration::from_secs_f64(step.end))
+}
+
+/// The largest of the beliefs, ten at a time.
+fn largest(beliefs: &[f64]) -> f64 {
+    let mut largest = [f64::NEG_INFINITY; 10];
+    for ten in beliefs.as_chunks::<10>().0 {
+        largest = std::array::from_fn(|n| larger(largest[n], ten[n]));
+    }
+    highest(&largest)
+}
+
+fn highest(ten: &[f64; 10]) -> f64 {
+    let five: [f64; 5] = std::array::from_fn(|n| larger(ten[n], ten[n + 5]));
+    larger(larger(larger(five[0], five[1]), larger(five[2], five[3])), five[4])
+}
+
+/// What one instruction does; `f64::max` has more to say of what is no number.
+fn larger(a: f64, b: f64) -> f64 {
+    if b > a { b } else { a }
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // clamped to the bins
@@ -384,6 +543,30 @@ mod tests {
     }
 
     #[test]
+    fn a_sample_that_was_certain_changes_nothing_and_one_that_was_not_forgets_the_looks() {
+        let mut times = RunTimes::default();
+        (0..30).for_each(|_| times.learn(secs(2.4), secs(2.6)));
+        let look = times.best_look(Duration::ZERO, 1.0, 0.1);
+        let (beliefs, known) = (times.beliefs.clone(), times.looks.borrow().0.len());
+        times.learn(Duration::ZERO, secs(9.0));
+        assert!(times.beliefs == beliefs && times.looks.borrow().0.len() == known);
+        assert_eq!(times.best_look(Duration::ZERO, 1.0, 0.1), look);
+        assert_eq!(times.looks.borrow().0.len(), known, "nothing is worked out twice");
+        (0..30).for_each(|_| times.learn(secs(4.9), secs(5.1)));
+        about(times.best_look(Duration::ZERO, 1.0, 0.1), 5.1);
+    }
+
+    #[test]
+    fn the_looks_that_are_kept_are_bounded() {
+        let mut times = RunTimes::default();
+        times.learn(secs(1.0), secs(9.0));
+        for n in 0..500 {
+            times.best_look(Duration::from_millis(n), 1.0, 0.1);
+            assert!(times.looks.borrow().0.len() <= Looks::MOST);
+        }
+    }
+
+    #[test]
     fn what_is_saved_is_known_again() {
         let mut times = RunTimes::default();
         (0..9).for_each(|_| times.learn(secs(2.4), secs(2.5)));
@@ -394,6 +577,32 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn a_look_is_as_cheap_as_any_other(
+            weights in prop::collection::vec((0.0_f64..1.0, 0.01_f64..2.0), 1..30),
+            look in 0.01_f64..50.0,
+        ) {
+            let mut end = 0.0;
+            let steps = weights.into_iter().map(|(weight, width)| {
+                end += width;
+                Step { weight, moments: weight * (end - width / 2.0), end }
+            });
+            let steps: Vec<Step> = steps.collect();
+            // By trying all, without what `cheapest` knows of where the best one is.
+            let mut least = vec![(0.0, 0); steps.len() + 1];
+            for from in (0..steps.len()).rev() {
+                let weight: f64 = steps[from..].iter().map(|step| step.weight).sum();
+                let cost = |to: usize| {
+                    let unseen = steps[from..=to].iter().map(|step| step.weight * steps[to].end - step.moments);
+                    look * weight + unseen.sum::<f64>() + least[to + 1].0
+                };
+                let best = (from..steps.len()).map(|to| (cost(to), to)).min_by(|a, b| a.0.total_cmp(&b.0));
+                least[from] = best.expect("one at least");
+            }
+            let best = steps[least[0].1].end;
+            prop_assert_eq!(cheapest(&steps, look), Some(Duration::from_secs_f64(best)));
+        }
+
         #[test]
         fn any_history_gives_a_look_after_the_last(
             history in prop::collection::vec((0.0_f64..20_000.0, 0.0_f64..500.0), 0..8),

@@ -165,12 +165,12 @@ impl Models {
         live.take(REPLANNED).map(|(_, id)| id.clone()).collect()
     }
 
-    /// Asks what is known of a model; `probe` is true for its oldest live job.
-    pub(crate) fn with<T>(&self, model: &str, id: &str, ask: impl FnOnce(&RunTimes, bool) -> T) -> T {
+    /// Asks what is known of a model. The second is its oldest live job, which is its probe; `None` where the model is not known.
+    pub(crate) fn with<T>(&self, model: &str, ask: impl FnOnce(&RunTimes, Option<&str>) -> T) -> T {
         let known = self.lock();
         match known.models.get(model) {
-            Some(model) => ask(&model.times, model.live.first().is_some_and(|(_, first)| first == id)),
-            None => ask(&RunTimes::default(), true),
+            Some(model) => ask(&model.times, Some(model.live.first().map_or("", |(_, first)| first))),
+            None => ask(&RunTimes::default(), None),
         }
     }
 
@@ -193,8 +193,9 @@ impl Models {
         let window = window.as_secs_f64();
         let held = tally.held_secs.unwrap_or(window / 12.0);
         let span = (3.0 * held).clamp(window / 60.0, window);
-        let recent = tally.creates.iter().rev().take_while(|at| (now - **at).as_secs_f64() <= span);
-        let (count, oldest) = recent.fold((0_u32, now), |(count, _), at| (count + 1, *at));
+        let old = tally.creates.partition_point(|at| (now - *at).as_secs_f64() > span);
+        let count = u32::try_from(tally.creates.len() - old).unwrap_or(u32::MAX);
+        let oldest = tally.creates.get(old).copied().unwrap_or(now);
         let over = (now - oldest).as_secs_f64().max(window / 60.0);
         Pace { creates_per_sec: f64::from(count) / over, held_secs: held }
     }

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use crate::protocol::End;
 
 use super::models::Pace;
-use super::plan::{self, Circumstances, Seen};
+use super::plan::{self, Circumstances, Prices, Seen};
 use super::{Due, Jobs, Owner, Sight};
 
 /// The first interval for models that the configuration does not name.
@@ -115,25 +115,66 @@ impl Jobs {
 
     /// Decides when this job is looked at next, not before `pause` from now.
     pub(super) fn plan(&self, id: &str, pause: Duration) {
-        let Some(job) = self.table.get(id).filter(|job| job.slot.is_some() && !job.looking) else { return };
-        let (model, owner, looks) = (Arc::clone(&job.model), job.owner, job.looks);
-        let (started, running) = (job.started, job.running);
-        let never_told = job.told.is_none() && looks == 0;
-        drop(job);
-        let now = Instant::now();
-        let poll = self.poll_of(&model);
-        let prices = self.circumstances(owner.account, now).prices();
-        let running_at = running.saturating_duration_since(started);
-        let (age, probe) = self.models.with(&model, id, |times, probe| {
-            (plan::next_look(times, Seen { running_at, looks, poll, probe }, prices), probe)
-        });
-        let closest = if looks > 0 { poll / CLOSEST } else { Duration::ZERO };
-        // A job restored without an answer is looked at now: somebody may ask.
-        let planned = if never_told { now } else { started + age };
-        let due = planned.min(started + self.settings.max_age).max(now + closest.max(pause));
-        if probe {
-            self.models.probe_at(&model, due);
+        if let Some((model, job)) = self.to_plan(id) {
+            self.decide(&model, &[(id, job)], pause);
         }
+    }
+
+    /// Decides anew for the live jobs of a model: what one has told serves the others.
+    pub(super) fn plan_siblings(&self, model: &str) {
+        let ids = self.models.live(model);
+        let jobs: Vec<_> = ids.iter().filter_map(|id| Some((id.as_str(), self.to_plan(id)?.1))).collect();
+        self.decide(model, &jobs, Duration::ZERO);
+    }
+
+    /// `None` where nothing is to be decided: the job has ended, or a look at it is under way.
+    fn to_plan(&self, id: &str) -> Option<(Arc<str>, ToPlan)> {
+        let job = self.table.get(id).filter(|job| job.slot.is_some() && !job.looking)?;
+        let to_plan = ToPlan {
+            account: job.owner.account,
+            started: job.started,
+            running: job.running,
+            looks: job.looks,
+            never_told: job.told.is_none() && job.looks == 0,
+            planned: Some(job.due).filter(|due| job.entry.is_some_and(|entry| entry <= *due)),
+        };
+        Some((Arc::clone(&job.model), to_plan))
+    }
+
+    /// Decides for jobs of one model. What they share is asked for once.
+    fn decide(&self, model: &str, jobs: &[(&str, ToPlan)], pause: Duration) {
+        let (now, poll) = (Instant::now(), self.poll_of(model));
+        let mut of_account: Option<(usize, Prices)> = None;
+        let prices: Vec<Prices> = jobs
+            .iter()
+            .map(|(_, job)| match of_account {
+                Some((account, prices)) if account == job.account => prices,
+                _ => of_account.insert((job.account, self.circumstances(job.account, now).prices())).1,
+            })
+            .collect();
+        let dues: Vec<(Instant, bool)> = self.models.with(model, |times, oldest| {
+            let decided = jobs.iter().zip(prices).map(|((id, job), prices)| {
+                let probe = oldest.is_none_or(|oldest| oldest == *id);
+                let running_at = job.running.saturating_duration_since(job.started);
+                let age = plan::next_look(times, Seen { running_at, looks: job.looks, poll, probe }, prices);
+                // A job restored without an answer is looked at now: somebody may ask.
+                let at = if job.never_told { now } else { job.started + age };
+                let closest = if job.looks > 0 { poll / CLOSEST } else { Duration::ZERO };
+                (at.min(job.started + self.settings.max_age).max(now + closest.max(pause)), probe)
+            });
+            decided.collect()
+        });
+        for ((id, job), (due, probe)) in jobs.iter().zip(dues) {
+            if probe {
+                self.models.probe_at(model, due);
+            }
+            if job.planned != Some(due) {
+                self.set_due(id, due);
+            }
+        }
+    }
+
+    fn set_due(&self, id: &str, due: Instant) {
         let Some(mut job) = self.table.get_mut(id) else { return };
         job.due = due;
         // An entry that comes too early finds the later plan; one that comes too late needs another before it.
@@ -171,6 +212,17 @@ impl Jobs {
         let short = model.rsplit('/').next().unwrap_or_default();
         self.polls.get(model).or_else(|| self.polls.get(short)).copied()
     }
+}
+
+/// What a decision needs of a job.
+struct ToPlan {
+    account: usize,
+    started: Instant,
+    running: Instant,
+    looks: u32,
+    never_told: bool,
+    /// When it is looked at, if something is set to do so in time.
+    planned: Option<Instant>,
 }
 
 /// A look under way. Its end, whatever it is, plans the next.
