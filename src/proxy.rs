@@ -26,6 +26,9 @@ pub(crate) mod accept;
 /// Header-only refusals: method, target, size, Host, Origin.
 pub(crate) mod guard;
 
+/// Pages of allowed origins may read their answers.
+mod cors;
+
 /// Which client calls.
 pub(crate) mod identify;
 
@@ -101,6 +104,9 @@ async fn forward(
 ) -> Result<Passed, Refusal> {
     let app = &worker.app;
     app.guard.check(&head)?;
+    if let Some(answer) = cors::preflight(&head) {
+        return Ok(answer);
+    }
     let client = app.clients.identify(&head.headers, head.uri.query())?;
     record.client = Some(client);
     if let Some(answer) = known::about_us(&head) {
@@ -142,6 +148,7 @@ pub(crate) async fn serve(worker: Arc<Worker>, request: Request<Incoming>) -> Re
     let record =
         Record::new(headers::request_id(&head.headers), head.method.clone(), response::reached(&app.protocol, &head));
     let mut finish = Finish::new(Arc::clone(&app), record);
+    finish.record.origin = app.guard.allowed_origin(&head.headers).cloned();
     let passed = {
         let way = std::pin::pin!(forward(&worker, head, body, &mut finish.record));
         caught(way).await
