@@ -112,6 +112,7 @@ async fn forward(
     if let Some(answer) = known::about_us(&head) {
         return Ok(answer);
     }
+    classify::plain::check(&app.protocol, &head.method, head.uri.path())?;
     let call = Call::classify(&app.protocol, &app.routes, &head);
     record.class = Some(call.class);
     let account = app.account_for(client, &call)?;

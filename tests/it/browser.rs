@@ -105,7 +105,7 @@ fn browse(url: &str, profile: &Scratch) -> Child {
 }
 
 /// What pages share: `attempt` tries one thing and notes what could be read; nothing hangs for ever.
-const SHARED: &str = r#"
+const SHARED: &str = r"
 const read = [];
 let tried = 0;
 const limit = ms => new Promise(done => setTimeout(done, ms));
@@ -126,7 +126,7 @@ async function report(more) {
     const url = 'http://127.0.0.1:' + location.port + '/report';
     await fetch(url, {method: 'POST', mode: 'no-cors', body: JSON.stringify({read, tried, ...more}) + '\n'});
 }
-"#;
+";
 
 /// Everything that a page can send without being asked, to each of `ATTACKED`.
 const ATTACK: &str = r#"
