@@ -26,6 +26,9 @@ pub(crate) mod accept;
 /// Header-only refusals: method, target, size, Host, Origin.
 pub(crate) mod guard;
 
+/// Pages of allowed origins may read their answers.
+mod cors;
+
 /// Which client calls.
 pub(crate) mod identify;
 
@@ -101,11 +104,15 @@ async fn forward(
 ) -> Result<Passed, Refusal> {
     let app = &worker.app;
     app.guard.check(&head)?;
+    if let Some(answer) = cors::preflight(&head) {
+        return Ok(answer);
+    }
     let client = app.clients.identify(&head.headers, head.uri.query())?;
     record.client = Some(client);
     if let Some(answer) = known::about_us(&head) {
         return Ok(answer);
     }
+    classify::plain::check(&app.protocol, &head.method, head.uri.path())?;
     let call = Call::classify(&app.protocol, &app.routes, &head);
     record.class = Some(call.class);
     let account = app.account_for(client, &call)?;
@@ -143,6 +150,7 @@ pub(crate) async fn serve(worker: Arc<Worker>, request: Request<Incoming>) -> Re
     let record =
         Record::new(headers::request_id(&head.headers), head.method.clone(), response::reached(&app.protocol, &head));
     let mut finish = Finish::new(Arc::clone(&app), record);
+    finish.record.origin = app.guard.allowed_origin(&head.headers).cloned();
     let passed = {
         let way = std::pin::pin!(forward(&worker, head, body, &mut finish.record));
         caught(way).await

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use http::HeaderValue;
 use tokio::time::Instant;
 
 /// The start, on both clocks.
@@ -41,6 +42,12 @@ impl Epoch {
     /// Whole seconds since the Unix epoch.
     pub(super) fn secs(&self, at: Instant) -> u64 {
         (self.wall + self.since_start(at)).as_secs()
+    }
+
+    /// As in the field `Date` (RFC 9110 §6.6.1).
+    pub(super) fn date(&self, at: Instant) -> HeaderValue {
+        let date = httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + self.wall + self.since_start(at));
+        HeaderValue::try_from(date).unwrap_or(HeaderValue::from_static(""))
     }
 
     /// As in RFC 3339.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, RETRY_AFTER};
+use http::header::{AUTHORIZATION, DATE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep};
@@ -133,6 +133,9 @@ async fn finish(call: &Call, answer: Result<Response<Reply>, Cut>) -> Result<Res
             answer.headers_mut().entry(name).or_insert_with(|| HeaderValue::from(value));
         }
     }
+    // HTTP would take the system's clock, which knows nothing of paused time.
+    let date = call.shared.epoch.date(Instant::now());
+    answer.headers_mut().entry(DATE).or_insert(date);
     call.shared.books(|books| books.answer(call.ticket, answer.status().as_u16()));
     Ok(answer)
 }

@@ -26,6 +26,8 @@ const MODEL_WITHIN_BYTES: usize = 64 * 1024;
 const FIRST_BYTES: u64 = 1 << 20;
 /// The buffer is counted in these.
 const UNIT_BYTES: u64 = 1024;
+/// What a caller has to send on average, after as long as it may pause: a byte now and then would hold its place for ever.
+pub(crate) const LEAST_BYTES_PER_SEC: u32 = 1024;
 
 /// Limits for request bodies, and the buffer that they share.
 #[derive(Debug)]
@@ -105,7 +107,7 @@ impl Bodies {
         }
         let mut place = self.place(length.unwrap_or(FIRST_BYTES.min(self.max_bytes))).await?;
         let mut growth = None;
-        let mut reader = Reader { body, idle: self.idle };
+        let mut reader = Reader { body, patience: Patience::new(self.idle) };
         let mut whole = BytesMut::new();
         while let Some(data) = reader.data().await? {
             let read = (whole.len() + data.len()) as u64;
@@ -144,7 +146,7 @@ impl Bodies {
             };
             return Ok((held, model));
         }
-        let mut reader = Reader { body, idle: self.idle };
+        let mut reader = Reader { body, patience: Patience::new(self.idle) };
         let mut prefix = BytesMut::new();
         let mut model = None;
         while prefix.len() < MODEL_WITHIN_BYTES && model.is_none() {
@@ -175,8 +177,9 @@ impl Bodies {
                     left_bytes: self.max_bytes.saturating_sub(prefix.len() as u64),
                     prefix,
                     rest,
-                    idle: self.idle,
+                    patience: Patience::new(self.idle),
                     limit_bytes: self.max_bytes,
+                    since: None,
                     sleep: None,
                     upload: upload.clone(),
                 }))))
@@ -233,22 +236,56 @@ impl Held {
     }
 }
 
-/// Reads a caller's body with a clock that runs only while we wait for it.
+/// How long a body may still keep us waiting. Its clock runs only while we wait for the caller.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    idle: Duration,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Patience {
+    fn new(idle: Duration) -> Self {
+        Self { idle, waited: Duration::ZERO, bytes: 0 }
+    }
+
+    /// For its next piece: what is left of the time that its bytes so far have earned, at most the longest pause.
+    fn left(&self) -> Duration {
+        let earned = Duration::from_nanos(self.bytes.saturating_mul(1_000_000_000 / u64::from(LEAST_BYTES_PER_SEC)));
+        (self.idle + earned).saturating_sub(self.waited).min(self.idle)
+    }
+
+    /// A piece came after this wait.
+    fn came(&mut self, after: Duration, bytes: usize) {
+        self.waited += after;
+        self.bytes += bytes as u64;
+    }
+
+    /// No piece came in the time that was left.
+    fn over(&self) -> Rejection {
+        if self.left() < self.idle { Rejection::ClientSlow } else { Rejection::ClientTimeout { idle: self.idle } }
+    }
+}
+
+/// Reads a caller's body.
 struct Reader {
     body: Inbound,
-    idle: Duration,
+    patience: Patience,
 }
 
 impl Reader {
     async fn data(&mut self) -> Result<Option<Bytes>, Rejection> {
         loop {
-            let frame = tokio::time::timeout(self.idle, self.body.frame()).await;
-            match frame.map_err(|_| Rejection::ClientTimeout { idle: self.idle })? {
+            let begun = Instant::now();
+            let frame = tokio::time::timeout(self.patience.left(), self.body.frame()).await;
+            match frame.map_err(|_| self.patience.over())? {
                 None => return Ok(None),
                 Some(Err(_)) => return Err(Rejection::BadRequest("the body broke off")),
                 // Trailers are dropped: nothing upstream knows them.
                 Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
+                    let data = frame.into_data().unwrap_or_default();
+                    self.patience.came(begun.elapsed(), data.len());
+                    if !data.is_empty() {
                         return Ok(Some(data));
                     }
                 }
@@ -344,7 +381,9 @@ struct Streaming {
     rest: Inbound,
     left_bytes: u64,
     limit_bytes: u64,
-    idle: Duration,
+    patience: Patience,
+    /// Since when we wait for the caller. While the upstream takes nothing, nobody asks for a piece.
+    since: Option<Instant>,
     sleep: Option<Pin<Box<Sleep>>>,
     upload: Upload,
 }
@@ -392,14 +431,10 @@ impl Streaming {
         }
         loop {
             let Poll::Ready(frame) = Pin::new(&mut self.rest).poll_frame(cx) else {
-                let idle = self.idle;
-                let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
-                ready!(sleep.as_mut().poll(cx));
-                return Poll::Ready(Some(Err(self.upload.broke(Rejection::ClientTimeout { idle }))));
+                ready!(self.waiting().as_mut().poll(cx));
+                return Poll::Ready(Some(Err(self.upload.broke(self.patience.over()))));
             };
-            if let Some(sleep) = &mut self.sleep {
-                sleep.as_mut().reset(Instant::now() + self.idle);
-            }
+            let after = self.since.take().map_or(Duration::ZERO, |since| since.elapsed());
             let Some(frame) = frame else {
                 self.upload.moved(true);
                 return Poll::Ready(None);
@@ -407,7 +442,11 @@ impl Streaming {
             let Ok(frame) = frame else {
                 return Poll::Ready(Some(Err(self.upload.broke(Rejection::BadRequest("the body broke off")))));
             };
-            let Ok(data) = frame.into_data() else { continue };
+            let data = frame.into_data().unwrap_or_default();
+            self.patience.came(after, data.len());
+            if data.is_empty() {
+                continue;
+            }
             let Some(left) = self.left_bytes.checked_sub(data.len() as u64) else {
                 let limit_bytes = self.limit_bytes;
                 return Poll::Ready(Some(Err(self.upload.broke(Rejection::BodyTooLarge { limit_bytes }))));
@@ -416,6 +455,18 @@ impl Streaming {
             self.upload.moved(self.rest.is_end_stream());
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
+    }
+
+    /// The end of this wait for the caller.
+    fn waiting(&mut self) -> &mut Pin<Box<Sleep>> {
+        let begins = self.since.is_none();
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let until = since + self.patience.left();
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        if begins {
+            sleep.as_mut().reset(until);
+        }
+        sleep
     }
 }
 
@@ -431,6 +482,21 @@ mod tests {
             Content-Disposition: form-data; name=\"model\"\r\n\r\nowner/name\r\n--x--\r\n";
         assert_eq!(model_part(body), Some("owner/name".into()));
         assert_eq!(model_part(&body[..body.len() - 10]), None);
+    }
+
+    #[test]
+    fn bytes_earn_time_and_waits_use_it_up() {
+        let secs = Duration::from_secs;
+        let mut patience = Patience::new(secs(30));
+        assert_eq!(patience.left(), secs(30));
+        patience.came(secs(29), 1);
+        assert!(patience.left() > secs(1) && patience.left() < secs(2), "one byte earns a millisecond");
+        assert_eq!(patience.over(), Rejection::ClientSlow);
+        patience.came(Duration::ZERO, 10 * 1024);
+        assert!(patience.left() > secs(11) && patience.left() < secs(12));
+        patience.came(Duration::ZERO, usize::MAX / 4);
+        assert_eq!(patience.left(), secs(30), "no pause may be longer, however much came");
+        assert_eq!(patience.over(), Rejection::ClientTimeout { idle: secs(30) });
     }
 
     proptest! {

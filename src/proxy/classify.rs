@@ -10,6 +10,9 @@ use super::create::idempotency::Key;
 use super::headers::IDEMPOTENCY_KEY;
 use super::queue::Class;
 
+/// Paths that servers read differently.
+pub(crate) mod plain;
+
 /// A classified request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Call {

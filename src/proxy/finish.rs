@@ -33,6 +33,8 @@ pub(crate) struct Record {
     pub(crate) method: Method,
     /// With the authority by which the caller reached us, where URLs in answers are turned to it.
     pub(crate) uri: Uri,
+    /// The allowed origin of the page that calls.
+    pub(crate) origin: Option<HeaderValue>,
     /// By index.
     pub(crate) client: Option<usize>,
     /// By index.
@@ -57,6 +59,7 @@ impl Record {
             request_id,
             method,
             uri,
+            origin: None,
             client: None,
             account: None,
             class: None,

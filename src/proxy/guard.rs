@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::{HeaderMap, Method, Version, header, request};
+use http::{HeaderMap, HeaderValue, Method, Version, header, request};
 
 use crate::config;
 
@@ -109,13 +109,20 @@ impl Guard {
         self.hosts.iter().any(|host| host.eq_ignore_ascii_case(name))
     }
 
+    /// The origin of the page that calls, if it is an allowed one.
+    pub(crate) fn allowed_origin<'h>(&self, headers: &'h HeaderMap) -> Option<&'h HeaderValue> {
+        if self.origins.is_empty() {
+            return None;
+        }
+        let origin = headers.get(header::ORIGIN)?;
+        let text = origin.to_str().ok()?;
+        self.origins.iter().any(|known| known.eq_ignore_ascii_case(text)).then_some(origin)
+    }
+
     /// A page in a browser may not spend the key, unless its origin was allowed by name.
     fn check_origin(&self, headers: &HeaderMap) -> Result<(), Rejection> {
-        let allowed = |value: &http::HeaderValue| {
-            value.to_str().is_ok_and(|origin| self.origins.iter().any(|known| known.eq_ignore_ascii_case(origin)))
-        };
         match headers.get(header::ORIGIN) {
-            Some(origin) if allowed(origin) => Ok(()),
+            Some(_) if self.allowed_origin(headers).is_some() => Ok(()),
             Some(_) => Err(Rejection::ForbiddenOrigin),
             // Browsers that leave Origin out (plain navigation, images) still name the relation.
             None => match headers.get("sec-fetch-site").map(http::HeaderValue::as_bytes) {

@@ -53,7 +53,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Removes the fields whose names are to go.
-fn remove_where(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
+pub(crate) fn remove_where(headers: &mut HeaderMap, goes: impl Fn(&HeaderName) -> bool) {
     // Few go, mostly one or none; each removal moves others.
     while let Some(name) = headers.keys().find(|name| goes(name)).cloned() {
         headers.remove(name);

@@ -232,7 +232,8 @@ impl Quota {
     /// A 429 for the window: nobody leaves for as long as the upstream asks; after that one probe.
     fn close(&mut self, feedback: Feedback, now: Instant) -> bool {
         let window = self.rate.as_ref().map_or(CLOSURE_UNTOLD, |rate| rate.plan.window);
-        let wait = feedback.retry_after.or(feedback.reset_in).unwrap_or(window).max(SHORTEST_CLOSURE);
+        let reset_in = self.rate.as_ref().map_or(feedback.reset_in, |rate| rate.believed(feedback));
+        let wait = feedback.retry_after.or(reset_in).unwrap_or(window).max(SHORTEST_CLOSURE);
         let mut until = now + wait;
         if let Gate::Closed(before) = self.gate {
             until = until.max(before);
@@ -258,7 +259,7 @@ impl Quota {
         self.drift = own.saturating_sub(remaining);
         let left = remaining.saturating_sub(rate.log.under_way());
         self.ceiling =
-            (left < own).then(|| Ceiling { left, until: now + feedback.reset_in.unwrap_or(rate.plan.window) });
+            (left < own).then(|| Ceiling { left, until: now + rate.believed(feedback).unwrap_or(rate.plan.window) });
     }
 
     fn ceiling(&mut self, now: Instant) -> Option<Ceiling> {
@@ -348,6 +349,12 @@ impl Quota {
 }
 
 impl Rate {
+    /// Until the upstream's window ends. After a window and its jitter all that we sent has left any window of this length: a later end
+    /// is the mistake of a clock or of another plan.
+    fn believed(&self, feedback: Feedback) -> Option<Duration> {
+        feedback.reset_in.map(|reset| reset.min(self.plan.window + self.plan.jitter))
+    }
+
     fn refund(&self) {
         if let Some(pace) = &self.pace {
             pace.refund();
@@ -482,6 +489,23 @@ mod tests {
         let _ = q.answered(claim, stamp, remaining(500, 20), None, now);
         assert_eq!(q.drift(), 0);
         assert_eq!(q.view(now).map(|view| view.remaining), Some(8));
+    }
+
+    /// Such as one that is told by a clock which is wrong by half an hour.
+    #[test]
+    fn a_reset_far_ahead_is_believed_for_a_window_only() {
+        let now = Instant::now();
+        let longest = W + quota(config::Pacing::Auto, 2, now).rate.expect("a rate").plan.jitter;
+        let mut q = quota(config::Pacing::Auto, 10, now);
+        let (claim, stamp) = send(&mut q, now);
+        let _ = q.answered(claim, stamp, remaining(0, 1800), None, now);
+        assert_eq!(q.ready(now), Err(Wait::Until(now + longest)));
+        assert!(q.ready(now + longest).is_ok());
+
+        let mut q = quota(config::Pacing::Auto, 10, now);
+        let (claim, stamp) = send(&mut q, now);
+        let _ = q.answered(claim, stamp, remaining(0, 1800), Some(Refused::Window), now);
+        assert_eq!(q.ready(now), Err(Wait::Until(now + longest)));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::credits::amount::Amount;
 use crate::protocol::Family;
 
+use super::body::LEAST_BYTES_PER_SEC;
 use super::known::METHODS;
 use super::values::Values;
 
@@ -39,6 +40,8 @@ pub(crate) enum Rejection {
     MethodRefused(&'static str),
     #[error("no part of the request body came for {} s", .idle.as_secs_f64())]
     ClientTimeout { idle: Duration },
+    #[error("the request body came slower than {LEAST_BYTES_PER_SEC} bytes a second")]
+    ClientSlow,
     #[error("the request head did not come whole in {} s (server.header_timeout)", .after.as_secs_f64())]
     HeadTimeout { after: Duration },
     #[error("the request body is longer than {limit_bytes} bytes (server.max_body)")]
@@ -126,7 +129,7 @@ impl Rejection {
             Self::ModelDenied { .. } => "model_denied",
             Self::CreditsExhausted { .. } => "credits_exhausted",
             Self::MethodRefused(_) => "method_refused",
-            Self::ClientTimeout { .. } | Self::HeadTimeout { .. } => "client_timeout",
+            Self::ClientTimeout { .. } | Self::ClientSlow | Self::HeadTimeout { .. } => "client_timeout",
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::TargetTooLong { .. } => "target_too_long",
             Self::MisdirectedHost => "misdirected_host",
@@ -158,7 +161,7 @@ impl Rejection {
             Self::CreditsExhausted { .. } => StatusCode::PAYMENT_REQUIRED,
             Self::NotYours => StatusCode::NOT_FOUND,
             Self::MethodRefused(_) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::ClientTimeout { .. } | Self::HeadTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::ClientTimeout { .. } | Self::ClientSlow | Self::HeadTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TargetTooLong { .. } => StatusCode::URI_TOO_LONG,
             Self::MisdirectedHost => StatusCode::MISDIRECTED_REQUEST,
@@ -218,6 +221,7 @@ impl Rejection {
                 map.serialize_entry("limit_bytes", limit_bytes)
             }
             Self::ClientTimeout { idle } => map.serialize_entry("idle_secs", &idle.as_secs_f64()),
+            Self::ClientSlow => map.serialize_entry("least_bytes_per_sec", &LEAST_BYTES_PER_SEC),
             Self::HeadTimeout { after } => map.serialize_entry("after_secs", &after.as_secs_f64()),
             Self::UpstreamTimeout { after, attempts } => {
                 map.serialize_entry("after_secs", &after.as_secs_f64())?;

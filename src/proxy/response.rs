@@ -4,16 +4,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header, request};
 
 use crate::credits::Receipt;
 use crate::credits::amount::Amount;
 use crate::protocol::{Family, Protocol};
 
 use super::App;
+use super::cors;
 use super::dispatch::{Passed, Refusal};
 use super::finish::Finish;
-use super::headers::{CHARGE, REQUEST_ID, strip_hop_by_hop};
+use super::headers::{CHARGE, REQUEST_ID, remove_where, strip_hop_by_hop};
 use super::jobs::Charge;
 use super::queue::Class;
 use super::quota::View;
@@ -56,6 +57,10 @@ impl App {
         (record.charge, record.credits) = (charge, credits);
         finish.meter = meter;
         clean(&mut head.headers);
+        // Our own answer to OPTIONS is for browsers, and took no attempt.
+        if attempts > 0 || record.method != Method::OPTIONS {
+            remove_where(&mut head.headers, cors::is_theirs);
+        }
         if self.retry.statuses.contains(&head.status) {
             // We have tried as often as it makes sense: SDKs must not multiply that.
             head.headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
@@ -120,6 +125,9 @@ impl App {
             wall: self.clock.wall(),
         };
         tell(headers, &told);
+        if let Some(origin) = &record.origin {
+            cors::allow(headers, origin);
+        }
         for (name, value) in &record.applied {
             headers.append(name, value.clone());
         }

@@ -1,12 +1,18 @@
 //! What is refused before anything else: no quota is spent, and nothing is sent.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use sluicegate::app::Proxy;
+use sluicegate::clock::Clock;
+use sluicegate::connect::{Connect, Connected, Connecting};
+use sluicegate::mock::{Mock, Options};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
 use tokio::time::{Instant, sleep};
 
-use crate::support::client::With;
-use crate::support::{NOTHING, Setup, Site, get};
+use crate::support::client::{self, With};
+use crate::support::config::Scratch;
+use crate::support::{FREE, KEY, NOTHING, PIPE_BYTES, Setup, Site, get};
 
 /// Writes these bytes to the proxy and reads what comes until it closes, or for ten minutes.
 async fn raw(site: &Site, text: &str) -> String {
@@ -106,6 +112,114 @@ async fn a_body_that_stalls_is_answered_408_and_holds_nothing() {
         sleep(Duration::from_secs(1)).await;
         nothing_happened(&site, &text);
     }
+}
+
+/// Writes a head, then a body of `pieces`, one each `pause`; returns the answer and how long it took.
+async fn trickled(site: &Site, head: &str, piece: &str, pieces: usize, pause: Duration) -> (String, Duration) {
+    let (mut read, mut write) = split(site.connect());
+    let (head, piece, begun) = (head.to_owned(), piece.to_owned(), Instant::now());
+    let writing = tokio::spawn(async move {
+        write.write_all(head.as_bytes()).await.expect("written");
+        for _ in 0..pieces {
+            sleep(pause).await;
+            // The proxy may have hung up.
+            if write.write_all(piece.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+        sleep(Duration::from_secs(600)).await;
+    });
+    let mut answer = Vec::new();
+    let _ = read.read_buf(&mut answer).await;
+    let took = begun.elapsed();
+    let _ = read.read_to_end(&mut answer).await;
+    writing.abort();
+    (String::from_utf8_lossy(&answer).into_owned(), took)
+}
+
+/// No pause is as long as `server.body_timeout`, and yet the body would hold its place for a day.
+#[tokio::test(start_paused = true)]
+async fn a_body_that_trickles_is_answered_408_and_holds_nothing() {
+    let json = "HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close";
+    let form = "HTTP/1.1\r\nhost: localhost\r\ncontent-type: multipart/form-data; boundary=x\r\nconnection: close";
+    for (head, piece) in [
+        (format!("POST /v1/predictions {json}\r\ncontent-length: 4000\r\n\r\n"), "x"),
+        (format!("POST /v1/predictions {json}\r\ntransfer-encoding: chunked\r\n\r\n"), "1\r\nx\r\n"),
+        (format!("POST /v1/predictions/upload {form}\r\ntransfer-encoding: chunked\r\n\r\n"), "1\r\nx\r\n"),
+        // Streamed: it reaches the upstream, but never whole.
+        (format!("POST /v1/echo {json}\r\ntransfer-encoding: chunked\r\n\r\n"), "1\r\nx\r\n"),
+    ] {
+        for pause in [Duration::from_secs(1), Duration::from_secs(29)] {
+            let site = Setup::default().memory();
+            let (answer, took) = trickled(&site, &head, piece, 3000, pause).await;
+            assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("\"client_timeout\""), "{head}: {answer}");
+            assert!(answer.contains("\"least_bytes_per_sec\":1024"), "{head}: {answer}");
+            assert!(took >= Duration::from_secs(30) && took < Duration::from_secs(31), "{head}: {took:?}");
+            sleep(Duration::from_secs(1)).await;
+            assert_eq!(site.proxy.usage(), NOTHING, "{head}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_body_that_keeps_moving_is_taken() {
+    let site = Setup::default().memory();
+    let prompt = "x".repeat(2048 * 120);
+    let body = format!("{{\"model\":\"m\",\"input\":{{\"prompt\":\"{prompt}\"}}}}");
+    let (first, rest) = body.split_at(body.len() - 2048 * 100);
+    let length = body.len();
+    let head = format!(
+        "POST /v1/predictions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{first}"
+    );
+    let mut io = site.connect();
+    io.write_all(head.as_bytes()).await.expect("written");
+    for piece in rest.as_bytes().chunks(2048) {
+        sleep(Duration::from_secs(1)).await;
+        io.write_all(piece).await.expect("it is still read");
+    }
+    let mut answer = vec![0; 12];
+    io.read_exact(&mut answer).await.expect("an answer");
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 201");
+}
+
+/// Takes 8 KiB a second.
+struct SlowUpstream(Arc<Mock>);
+
+impl Connect for SlowUpstream {
+    fn connect(&self) -> Connecting<'_> {
+        let (near, middle) = duplex(8 * 1024);
+        let (other, far) = duplex(PIPE_BYTES);
+        self.0.serve(far);
+        tokio::spawn(async move {
+            let ((mut up, mut down), (mut back, mut on)) = (split(middle), split(other));
+            let back = tokio::spawn(async move { tokio::io::copy(&mut back, &mut down).await });
+            let mut piece = vec![0; 8 * 1024];
+            while let Ok(n @ 1..) = up.read(&mut piece).await {
+                sleep(Duration::from_secs(1)).await;
+                if on.write_all(&piece[..n]).await.is_err() {
+                    break;
+                }
+            }
+            let _ = back.await;
+        });
+        Box::pin(async { Ok(Connected { io: Box::new(near), h2: false }) })
+    }
+}
+
+/// The clock stands while nobody asks the caller for more.
+#[tokio::test(start_paused = true)]
+async fn an_upload_whose_upstream_is_slow_is_not_cut() {
+    let scratch = Scratch::new();
+    let mock = Arc::new(Mock::in_memory(Options { keys: vec![KEY.to_owned()], ..Options::default() }));
+    let config = scratch.load(FREE, "", "http://localhost:1");
+    let connector = Arc::new(SlowUpstream(Arc::clone(&mock))) as Arc<dyn Connect>;
+    let proxy = Proxy::build(&config, Clock::tokio(), Some(connector)).expect("a good configuration");
+    let (near, far) = duplex(PIPE_BYTES);
+    tokio::spawn(proxy.serve(far));
+    let begun = Instant::now();
+    let answer = client::exchange(near, client::request("POST", "/v1/echo", vec![b'x'; 3 << 20])).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert!(begun.elapsed() > Duration::from_secs(300), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,10 @@ mod cli;
 
 mod guard;
 
+mod cors;
+
+mod browser;
+
 mod framing;
 
 mod h2;

@@ -1,10 +1,12 @@
 //! The minute quota: never more than the plan in any window, whatever way the upstream counts, and hardly less.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicI64;
+use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 use serde_json::json;
+use sluicegate::clock::Clock;
 use sluicegate::mock::{Mock, Options};
 use tokio::time::{Instant, sleep};
 
@@ -293,6 +295,32 @@ async fn a_retry_after_closes_the_gate_and_then_one_probe_goes() {
     assert!(begun.elapsed() >= Duration::from_secs(19), "{:?}", begun.elapsed());
     for other in others {
         assert_eq!(other.await.expect("answered").status, 200);
+    }
+}
+
+/// Dates and Unix times are meant by the upstream's clock, which its `Date` tells.
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_off_by_half_an_hour_stalls_nothing() {
+    static STEP: AtomicI64 = AtomicI64::new(0);
+    let half = Duration::from_secs(1800);
+    for ours in [SystemTime::now() - half, SystemTime::now() + half] {
+        for field in ["retry-after", "x-ratelimit-reset"] {
+            let clock = Clock::stepped(ours, &STEP);
+            let site = Setup { clock: Some(clock), ..setup("sliding", "auto") }.memory();
+            let theirs = SystemTime::now() + Duration::from_secs(20);
+            let value = match field {
+                "retry-after" => httpdate::fmt_http_date(theirs),
+                _ => theirs.duration_since(SystemTime::UNIX_EPOCH).expect("after it").as_secs().to_string(),
+            };
+            let headers = [(field.to_owned(), value), ("x-ratelimit-remaining".to_owned(), "0".to_owned())];
+            let refusal = sluicegate::mock::Fault::Status { code: 429, headers: headers.into(), execute: false };
+            site.mock.fault_next("GET", "/v1/echo", refusal);
+            let begun = Instant::now();
+            let answer = site.send(get("/v1/echo")).await;
+            assert_eq!((answer.status.as_u16(), answer.attempts()), (200, 2), "{field}: {answer:?}");
+            let took = begun.elapsed();
+            assert!(took >= Duration::from_secs(18) && took <= Duration::from_secs(22), "{field}: {took:?}");
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! What the upstream's answer says about its own books: `X-RateLimit-*` and `Retry-After`.
 //!
 //! Pure parsing. Units are not documented, so they are told apart by size: a reset under 10^9 is a delta in seconds, up to 10^11 epoch
-//! seconds, above that epoch milliseconds. Resets in the past or more than an hour ahead are discarded.
+//! seconds, above that epoch milliseconds. Resets in the past or more than an hour ahead are discarded. Points in time are the upstream's:
+//! they are compared with the answer's own `Date` where it has one (RFC 9110 §6.6.1), not with our clock, which may differ from it.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -28,8 +29,12 @@ pub(crate) struct Feedback {
 }
 
 impl Feedback {
-    /// Reads the headers of an answer received at `wall`.
+    /// Reads the headers of an answer received at `wall` by our clock.
     pub(crate) fn read(headers: &HeaderMap, wall: SystemTime) -> Self {
+        let wall = text(headers, &http::header::DATE)
+            .filter(|_| headers.contains_key(&RESET) || headers.contains_key(http::header::RETRY_AFTER))
+            .and_then(|date| httpdate::parse_http_date(date).ok())
+            .unwrap_or(wall);
         Self {
             remaining: text(headers, &REMAINING).and_then(|value| value.parse().ok()),
             reset_in: text(headers, &RESET).and_then(|value| reset_in(value, wall)),
@@ -107,10 +112,24 @@ mod tests {
         assert_eq!(read(&[("retry-after", "later")]).retry_after, None);
     }
 
+    #[test]
+    fn points_in_time_are_compared_with_the_upstream_s_own_clock() {
+        for skewed in [wall() - Duration::from_secs(1800), wall() + Duration::from_secs(1800)] {
+            let at = skewed + Duration::from_secs(20);
+            let epoch = at.duration_since(UNIX_EPOCH).expect("after it").as_secs().to_string();
+            let (date, later) = (httpdate::fmt_http_date(skewed), httpdate::fmt_http_date(at));
+            let told = read(&[("date", &date), ("x-ratelimit-reset", &epoch), ("retry-after", &later)]);
+            let expected = Some(Duration::from_secs(20));
+            assert_eq!((told.reset_in, told.retry_after), (expected, expected), "{date}");
+        }
+        let told = read(&[("date", "yesterday"), ("x-ratelimit-reset", "1800000030")]);
+        assert_eq!(told.reset_in, Some(Duration::from_secs(30)), "a Date that is none does not count");
+    }
+
     proptest! {
         #[test]
         fn no_value_makes_it_panic_or_wait_beyond_a_day(value in "[ -~]{0,40}") {
-            let seen = read(&[("retry-after", &value), ("x-ratelimit-reset", &value), ("x-ratelimit-remaining", &value)]);
+            let seen = read(&[("date", &value), ("retry-after", &value), ("x-ratelimit-reset", &value), ("x-ratelimit-remaining", &value)]);
             prop_assert!(seen.retry_after.unwrap_or_default() <= Duration::from_secs(86_400));
             prop_assert!(seen.reset_in.unwrap_or_default() <= LONGEST);
         }
