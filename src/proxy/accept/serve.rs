@@ -91,19 +91,20 @@ where
             None => Asked::Request(request),
         };
         let (told, answer) = (Arc::clone(&told), answer.clone());
-        async move {
-            // Made in here: a future that is handed in has its place twice, and is moved as a whole (measured: 14,000 instructions).
+        // Boxed, so that idle connections do not keep its 7 KB; and made in here, as a future that is handed in has its place twice.
+        Box::pin(async move {
             let mut response = answer(asked).await;
             // Whoever has not sent all of the body by now might take its rest for the next request, or never know what became of it.
             if old && told.is_body_open(number) {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(response.map(|body| Counted { body, given: Given::of_this_stream(), _busy: busy }))
-        }
+        })
     });
     let ended = if http2 {
         let connection = http2_builder().serve_connection(TokioIo::new(gate), service);
-        watched(connection, http2::Connection::graceful_shutdown, terms, drain, &signals).await
+        // Boxed, as it is rare: every connection would be larger by it.
+        Box::pin(watched(connection, http2::Connection::graceful_shutdown, terms, drain, &signals)).await
     } else {
         let mut builder = http1::Builder::new();
         builder.header_read_timeout(None).keep_alive(terms.keep_alive).max_buf_size(BUFFER_BYTES);
