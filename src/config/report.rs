@@ -217,7 +217,9 @@ fn holds_key(line: &str) -> bool {
     if ["key", "token", "secret", "password"].iter().any(|word| lower.match_indices(word).any(assigns)) {
         return true;
     }
-    line.split(|c: char| !(c.is_ascii_alphanumeric() || "_-+/=".contains(c))).any(looks_like_key)
+    // A key may have slashes; and behind a stray one it is no path.
+    let mut words = line.split(|c: char| !(c.is_ascii_alphanumeric() || "_-+/=".contains(c)));
+    words.any(|word| looks_like_key(word) || word.split('/').any(looks_like_key))
 }
 
 /// Whether a word may be an API key: long, without spaces, letters and digits mixed.
