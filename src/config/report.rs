@@ -38,7 +38,8 @@ pub(super) struct Problems {
 impl Problems {
     /// Adds a problem.
     pub(super) fn add(&self, place: &Place, message: impl Into<String>, help: Option<String>) {
-        let problem = Problem { place: place.clone(), message: message.into(), help };
+        let message = without_keys(&message.into());
+        let problem = Problem { place: place.clone(), message, help: help.map(|help| without_keys(&help)) };
         self.found.borrow_mut().push(problem);
     }
 
@@ -231,6 +232,25 @@ pub(super) fn looks_like_key(word: &str) -> bool {
         && !word.contains("://")
         && word.contains(|c: char| c.is_ascii_digit())
         && word.contains(|c: char| c.is_ascii_alphabetic())
+}
+
+/// A message without what can only be an API key, whoever quoted it: names and paths seldom hold 16 letters and digits in a row.
+fn without_keys(message: &str) -> String {
+    let random = |run: &str| {
+        run.len() >= 16 && run.contains(|c: char| c.is_ascii_digit()) && run.contains(|c: char| c.is_ascii_alphabetic())
+    };
+    let mut shown = String::with_capacity(message.len());
+    let mut rest = message;
+    while !rest.is_empty() {
+        let run_end = rest.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(rest.len());
+        let (run, after) = rest.split_at(run_end);
+        let next_run = after.find(|c: char| c.is_ascii_alphanumeric()).unwrap_or(after.len());
+        let (between, next) = after.split_at(next_run);
+        shown.push_str(if random(run) { "(not shown)" } else { run });
+        shown.push_str(between);
+        rest = next;
+    }
+    shown
 }
 
 /// Text of the file as it may stand in a message: short, without control characters, and never a key.

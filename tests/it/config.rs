@@ -98,7 +98,7 @@ fn valid(name: &str) -> Loaded {
 }
 
 const MINIMAL: &str = include_str!("config/valid/minimal.toml");
-const SECRETS: [&str; 11] = [
+const SECRETS: [&str; 12] = [
     "literal-one",
     "literal-two",
     "12345\n",
@@ -110,6 +110,7 @@ const SECRETS: [&str; 11] = [
     "stdout-secret",
     "not a key",
     "whsec_not-base64!",
+    "4f1e7d6c5b4a39281706f5e4",
 ];
 
 #[test]
