@@ -1,5 +1,7 @@
 //! HTTP/2 from hostile clients (RFC 9113 §10.5): the connection ends, others notice nothing, and what goes upstream stays within the plan.
 
+mod rules;
+
 use std::time::Duration;
 
 use sluicegate::mock::Fault;
