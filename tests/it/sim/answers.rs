@@ -64,8 +64,24 @@ fn first(bytes: &[u8]) -> Option<(u16, &[u8], usize)> {
     let head_length = bytes.windows(4).position(|four| four == b"\r\n\r\n")? + 4;
     let head = std::str::from_utf8(&bytes[..head_length]).ok()?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
+    if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        return chunks(&bytes[head_length..]).map(|length| (status, &[][..], head_length + length));
+    }
     let length =
         head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
     let end = head_length + length.unwrap_or(0_usize);
     Some((status, bytes.get(head_length..end)?, end))
+}
+
+/// The length of a chunked body, once it is here whole: a stream, which tells nothing about a job.
+fn chunks(bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        let line = bytes.get(at..)?.windows(2).position(|two| two == b"\r\n")?;
+        let size = usize::from_str_radix(std::str::from_utf8(&bytes[at..at + line]).ok()?, 16).ok()?;
+        at += line + 2 + size + 2;
+        if size == 0 {
+            return (at <= bytes.len()).then_some(at);
+        }
+    }
 }

@@ -46,6 +46,8 @@ pub async fn live(world: Arc<World>, index: usize, caller: Caller) {
         Habit::Follows { wait, fails, cancel } => one.follow(wait, fails, cancel).await,
         Habit::Leaves(after) => one.leave(after).await,
         Habit::Keyed { twins, tries } => one.keyed(twins, tries).await,
+        Habit::Uploads { bytes } => one.upload(bytes).await,
+        Habit::Chats => one.chat().await,
         Habit::Echo => {
             one.ask("echo", get("/v1/echo")).await;
         }
@@ -82,9 +84,13 @@ impl One {
     async fn ask(&self, what: &str, request: Request<Full<Bytes>>) -> Option<Answer> {
         let request = self.dressed(request);
         let (io, life) = self.world.connect(self.fork()).await;
-        let answer = client::try_exchange(io, request).await;
+        let answer = if self.caller.http2 {
+            client::try_exchange_h2(io, request).await
+        } else {
+            client::try_exchange(io, request).await
+        };
         // What streams through is cut where the upstream cuts it; answers about jobs are whole or none.
-        let answer = answer.filter(|answer| answer.whole || what == "echo");
+        let answer = answer.filter(|answer| answer.whole || ["echo", "chat"].contains(&what));
         let (trace, index) = (&self.world.trace, self.index);
         if let Some(answer) = &answer {
             trace.note(format!("caller {index}: {what} -> {} {}", answer.status.as_u16(), answer.code()));
@@ -134,6 +140,39 @@ impl One {
             self.ask(&format!("cancel {id}"), cancel).await;
         }
         self.until_the_end(&id, wait).await;
+    }
+
+    async fn upload(&self, bytes: usize) {
+        let call = format!("u{}", self.index);
+        let part = |name: &str, value: &str| {
+            format!("--x\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+        };
+        let (model, input) = (part("model", "flux-schnell"), part("input", "{\"prompt\":\"a boat\"}"));
+        let file = part("file:image\"; filename=\"boat.png", &"y".repeat(bytes));
+        let form = format!("{model}{input}{file}--x--\r\n");
+        let create = request("POST", "/v1/predictions/upload", form)
+            .with("content-type", "multipart/form-data; boundary=x")
+            .with(CALL, &call);
+        let answer = self.ask("upload", create).await;
+        self.heard(&call, answer.as_ref());
+        if let Some(id) = answer.filter(|answer| answer.status.is_success()).and_then(|answer| job_of(&answer)) {
+            self.until_the_end(&id, None).await;
+        }
+    }
+
+    /// What passes as whole is whole, and comes once.
+    async fn chat(&self) {
+        let asks = json!({"model": "gpt-5.1", "stream": true, "messages": [{"role": "user", "content": "a boat"}]});
+        let chat = request("POST", "/llm/openai/v1/chat/completions", asks.to_string())
+            .with("content-type", "application/json")
+            .with(CALL, &format!("l{}", self.index));
+        let Some(answer) = self.ask("chat", chat).await else { return };
+        let ends = answer.body.windows(6).filter(|six| six == b"[DONE]").count();
+        // A stream of the upstream's own has no length; what a fault put into its place has one.
+        let streamed = answer.status == 200 && answer.header("content-length").is_empty();
+        if streamed && answer.whole && ends != 1 {
+            self.world.wrong(format!("caller {}: a chat that is whole ends {ends} times", self.index));
+        }
     }
 
     /// Polls as the vendor's examples do. What was accepted must never be unknown, and must come to an end.

@@ -38,6 +38,8 @@ pub struct Caller {
     pub token: Option<&'static str>,
     pub habit: Habit,
     pub max_wait: Option<u32>,
+    /// Speaks HTTP/2, one stream a connection.
+    pub http2: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +50,10 @@ pub enum Habit {
     Leaves(Duration),
     /// Creates with an idempotency key, tries again with it, and `twins` do so at once.
     Keyed { twins: u32, tries: u32 },
+    /// Creates by a form, in whose `model` part the proxy has to read, and polls until the end.
+    Uploads { bytes: usize },
+    /// A chat whose answer is streamed.
+    Chats,
     /// Something that is no job.
     Echo,
     /// Asks for a job that nobody has.
@@ -142,7 +148,7 @@ impl Plan {
 }
 
 fn caller(rng: &mut Rng, spread: u64, clients: bool) -> Caller {
-    let habit = match rng.u32(..20) {
+    let habit = match rng.u32(..24) {
         0..=8 => Habit::Follows {
             wait: (rng.u32(..3) == 0).then(|| rng.u32(..40)),
             fails: rng.u32(..8) == 0,
@@ -151,6 +157,8 @@ fn caller(rng: &mut Rng, spread: u64, clients: bool) -> Caller {
         9..=11 => Habit::Leaves(Duration::from_millis(rng.u64(..8_000))),
         12..=15 => Habit::Keyed { twins: rng.u32(1..=3), tries: rng.u32(1..=4) },
         16..=18 => Habit::Echo,
+        19..=20 => Habit::Uploads { bytes: rng.usize(..200_000) },
+        21..=22 => Habit::Chats,
         _ => Habit::Stranger,
     };
     Caller {
@@ -158,12 +166,17 @@ fn caller(rng: &mut Rng, spread: u64, clients: bool) -> Caller {
         token: clients.then(|| ["web-token", "batch-token"][rng.usize(..2)]),
         habit,
         max_wait: (rng.u32(..4) == 0).then(|| rng.u32(..30)),
+        http2: rng.u32(..4) == 0,
     }
 }
 
 fn fault(rng: &mut Rng) -> Planned {
     let create = rng.bool();
-    let (method, path) = if create { ("POST", "/v1/predictions") } else { ("GET", "/v1/") };
+    let (method, path) = match (create, rng.u32(..8)) {
+        (_, 0) => ("POST", "/llm/"),
+        (true, _) => ("POST", "/v1/predictions"),
+        (false, _) => ("GET", "/v1/"),
+    };
     let status = |code, execute| Fault::Status { code, headers: BTreeMap::new(), execute };
     let fault = match rng.u32(..16) {
         0 => Fault::ResetBefore,

@@ -3,11 +3,11 @@
 use std::pin::pin;
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -112,6 +112,30 @@ where
         _ = &mut connection => {}
     }
     exchange.await
+}
+
+/// As `try_exchange`, over HTTP/2.
+pub async fn try_exchange_h2<B>(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<B>,
+) -> Option<Answer>
+where
+    B: Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (mut head, body) = request.into_parts();
+    // What HTTP/1.1 says in the Host field is said here by the target.
+    let host = head.headers.remove(header::HOST)?;
+    let target = format!("http://{}{}", host.to_str().ok()?, head.uri);
+    head.uri = target.parse().ok()?;
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await.ok()?;
+    let connection = tokio::spawn(connection);
+    let answer = match sender.send_request(Request::from_parts(head, body)).await {
+        Ok(response) => Some(read(response).await),
+        Err(_) => None,
+    };
+    connection.abort();
+    answer
 }
 
 /// Reads an answer to its end.
