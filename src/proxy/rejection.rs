@@ -1,5 +1,6 @@
 //! Every answer that is our own. One enum, one function that turns it into a response; `docs/errors.md` has a section for each code.
 
+use std::cell::RefCell;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +21,13 @@ pub(crate) const LIMIT_SOURCE: HeaderName = HeaderName::from_static("sluicegate-
 pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+
+/// The body of the last answer to a request over the limit, and what it tells.
+type LastRefusal = Option<((Family, u32, Duration, Option<u64>), Bytes)>;
+
+thread_local! {
+    static LAST_REFUSAL: RefCell<LastRefusal> = const { RefCell::new(None) };
+}
 
 /// Why the proxy answers by itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,7 +62,7 @@ pub(crate) enum Rejection {
     IdempotencyMismatch,
     #[error("its webhook is to be delivered by this proxy, which has no secret to sign it with (webhooks.secret)")]
     WebhookSecretMissing,
-    #[error("the request quota is used up; the next request can start in {} s", .retry_in.as_secs_f64())]
+    #[error("the request quota is used up; the next request can start in {} s", whole_seconds(*.retry_in))]
     RateLimited { limit: u32, window: Duration, retry_in: Duration },
     #[error("all {limit} job slots are taken ({live} jobs are live)")]
     JobLimit { live: u32, limit: u32 },
@@ -301,6 +309,16 @@ impl Rejection {
     }
 
     fn body(&self, family: Family, retry_in: Option<Duration>) -> Bytes {
+        let Self::RateLimited { limit, window, .. } = *self else { return self.written(family, retry_in) };
+        // A storm of refusals: for a second, all are the same.
+        let told = (family, limit, window, retry_in.map(whole_seconds));
+        LAST_REFUSAL.with_borrow_mut(|last| match last {
+            Some((of, body)) if *of == told => body.clone(),
+            _ => last.insert((told, self.written(family, retry_in))).1.clone(),
+        })
+    }
+
+    fn written(&self, family: Family, retry_in: Option<Duration>) -> Bytes {
         let answer = Answer { rejection: self, detail: self.to_string(), family, retry_in };
         let mut body = Vec::with_capacity(512);
         match serde_json::to_writer(&mut body, &answer) {
@@ -442,6 +460,20 @@ mod tests {
         assert!(!response.headers().contains_key(SHOULD_RETRY), "waiting helps");
         let body = json(&limited(), Family::Native);
         assert_eq!((&body["code"], &body["limit"], &body["status"]), (&"rate_limited".into(), &60.into(), &429.into()));
+    }
+
+    #[test]
+    fn a_refusal_tells_its_own_numbers_whatever_was_refused_before() {
+        let limited = |limit, secs| Rejection::RateLimited {
+            limit,
+            window: Duration::from_secs(60),
+            retry_in: Duration::from_secs(secs),
+        };
+        for (limit, secs) in [(60, 2), (60, 2), (60, 3), (300, 3), (60, 2)] {
+            let told = json(&limited(limit, secs), Family::Native);
+            assert_eq!((&told["limit"], &told["retry_after_secs"]), (&limit.into(), &secs.into()));
+            assert!(told["detail"].as_str().is_some_and(|detail| detail.ends_with(&format!("in {secs} s"))), "{told}");
+        }
     }
 
     #[test]
