@@ -270,6 +270,7 @@ fn build_app(
         total_timeout: upstream.total_timeout,
         idle_timeout: upstream.idle_timeout,
         metrics,
+        recent: Arc::default(),
         clock,
         tasks: TaskTracker::new(),
         drain: CancellationToken::new(),

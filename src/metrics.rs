@@ -1,5 +1,6 @@
 //! What is counted, under the prefix `sluicegate_`. Children of hot paths are looked up once, at the start.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use crate::protocol::End;
 use crate::proxy::queue::{self, Class};
 use crate::proxy::quota::Refused;
+use crate::proxy::rejection::CODES;
 use crate::proxy::retry::Outcome;
 
 use self::accounts::{Account, Totals};
@@ -224,6 +226,23 @@ impl Metrics {
         self.accounts[account].totals()
     }
 
+    /// Answers of the proxy itself so far, by code; none that is zero.
+    pub(crate) fn rejected(&self) -> BTreeMap<&'static str, u64> {
+        let counted = |code| Some((code, self.rejections.get(&[("code", code)])?.get()));
+        CODES.into_iter().filter_map(counted).collect()
+    }
+
+    /// Jobs so far, by how they ended; none that is zero.
+    pub(crate) fn ended(&self) -> BTreeMap<&'static str, u64> {
+        let counted = |end: End| Some((end.name(), self.jobs_ended.get(&[("end", end.name())])?.get()));
+        End::ALL.into_iter().filter_map(counted).collect()
+    }
+
+    /// How long it has been counting.
+    pub(crate) fn uptime(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
     /// A job has ended.
     pub(crate) fn job_ended(&self, end: End) {
         self.jobs_ended.get_or_create_owned(&[("end", end.name())]).inc();
@@ -231,7 +250,7 @@ impl Metrics {
 
     /// Everything as `OpenMetrics` text, with gauges as they are now.
     pub(crate) fn render(&self, accounts: &[Arc<queue::Account>], levels: &Levels<'_>) -> String {
-        self.gauges.up.set(self.begun.elapsed().as_secs_f64());
+        self.gauges.up.set(self.uptime().as_secs_f64());
         self.gauges.set(accounts, levels);
         let mut text = String::new();
         // Writing into a string cannot fail.

@@ -12,6 +12,8 @@ pub(crate) fn status(app: &App) -> Value {
         json!({
             "name": account.name,
             "plan": account.plan.name,
+            // Accounts with one key share its quota.
+            "same_key_as": Some(&account.queue.name).filter(|name| **name != account.name),
             "requests": now.view.map(|view| json!({
                 "limit": view.limit,
                 "window_secs": view.window.as_secs_f64(),
@@ -34,9 +36,12 @@ pub(crate) fn status(app: &App) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "ready": !app.drain.is_cancelled(),
+        "uptime_secs": app.metrics.uptime().as_secs_f64(),
         "in_flight": app.metrics.in_flight.get(),
         "connections": app.metrics.connections.get(),
         "jobs_uncertain": app.jobs.uncertain(),
+        "jobs_ended": app.metrics.ended(),
+        "rejections": app.metrics.rejected(),
         "upstream": app.breaker.status(),
         "accounts": accounts.collect::<Vec<_>>(),
         "clients": clients.collect::<Vec<_>>(),

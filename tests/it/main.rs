@@ -61,6 +61,8 @@ mod webhooks;
 
 mod admin;
 
+mod dashboard;
+
 mod sdk;
 
 mod regression;
