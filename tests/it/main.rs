@@ -63,6 +63,8 @@ mod admin;
 
 mod dashboard;
 
+mod status;
+
 mod sdk;
 
 mod regression;
