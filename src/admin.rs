@@ -1,23 +1,44 @@
-//! The operator's port: liveness, readiness, metrics, status, jobs and webhooks. No GET changes state; the one POST replays a webhook.
+//! The operator's port: the dashboard, liveness, readiness, metrics, status, jobs and webhooks. No GET changes state; the one POST replays
+//! a webhook.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, header};
-use http_body_util::Full;
-use serde_json::{Value, json};
+use http::{Method, Response, StatusCode, header, request};
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::forecast;
-use crate::metrics::Levels;
-use crate::protocol::Family;
 use crate::proxy::App;
 use crate::proxy::accept::{self, Asked, Terms};
 use crate::proxy::guard::Guard;
 use crate::proxy::rejection::Rejection;
+
+use self::answer::{Answer, text};
+use self::events::Feed;
+
+pub(crate) use self::status::status;
+
+/// Answers, whole and without an end.
+mod answer;
+
+/// The page.
+mod dashboard;
+
+/// What the page listens to.
+mod events;
+
+/// The last hour.
+mod history;
+
+/// What an event tells.
+mod snapshot;
+
+/// What is shown of this moment.
+mod status;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -28,18 +49,24 @@ const TERMS: Terms = Terms { header_timeout: Duration::from_secs(10), http2: fal
 /// The most webhooks in one answer.
 const WEBHOOKS_SHOWN: u32 = 1_000;
 
+const PATHS: &str = "nothing here: / /livez /readyz /metrics /api/v1/status /api/v1/jobs /api/v1/usage /api/v1/forecast /api/v1/events \
+    /api/v1/webhooks\n";
+
 /// One admin port.
 pub(crate) struct Admin {
-    pub(crate) app: Arc<App>,
-    pub(crate) guard: Guard,
-    /// Only probes and metrics, for whoever asks: no Host check, for probes come by address.
-    pub(crate) health_only: bool,
+    app: Arc<App>,
+    guard: Guard,
+    /// `None`: only probes and metrics, for whoever asks: no Host check, for probes come by address.
+    feed: Option<Arc<Feed>>,
 }
 
 /// Serves until aborted.
 pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
+    if let Some(feed) = &admin.feed {
+        connections.spawn(Arc::clone(feed).run());
+    }
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let accepted = loop {
@@ -57,7 +84,7 @@ pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
             // The port stays up while the data port drains.
             accept::serve(tcp, TERMS, &CancellationToken::new(), move |asked| {
                 let admin = Arc::clone(&admin);
-                async move { admin.answer(asked).await }
+                async move { admin.protected(asked).await }
             })
             .await;
             drop(place);
@@ -66,53 +93,87 @@ pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
 }
 
 impl Admin {
-    async fn answer(&self, asked: Asked) -> Response<Full<Bytes>> {
-        let head = match asked {
-            Asked::Request(request) => request.into_parts().0,
-            Asked::Refused(refused) => return refused.rejection.response(Family::Native).map(Full::new),
+    /// The port for operators, beside a data port that listens there.
+    pub(crate) fn new(app: Arc<App>, guard: Guard, listen: Vec<SocketAddr>) -> Self {
+        let feed = Some(Arc::new(Feed::new(Arc::clone(&app), listen)));
+        Self { app, guard, feed }
+    }
+
+    /// The port for probes.
+    pub(crate) fn health_only(app: Arc<App>, guard: Guard) -> Self {
+        Self { app, guard, feed: None }
+    }
+
+    async fn protected(&self, asked: Asked) -> Response<Answer> {
+        let mut response = match asked {
+            Asked::Request(request) => self.answer(request.into_parts().0).await,
+            Asked::Refused(refused) => answer::refused(&refused.rejection),
         };
-        if !self.health_only
-            && let Err(rejection) = self.guard.check(&head)
-        {
-            return rejection.response(Family::Native).map(Full::new);
+        dashboard::protect(response.headers_mut());
+        response
+    }
+
+    async fn answer(&self, head: request::Parts) -> Response<Answer> {
+        let Some(feed) = &self.feed else { return self.health(&head).unwrap_or_else(nothing_here) };
+        if let Err(rejection) = self.guard.check(&head) {
+            return answer::refused(&rejection);
         }
-        if let Some(id) = replayed(head.uri.path()).filter(|_| head.method == Method::POST && !self.health_only) {
-            return replay(&self.app, id).await;
+        let (app, path) = (&self.app, head.uri.path());
+        if let Some(id) = replayed(path).filter(|_| head.method == Method::POST) {
+            return replay(app, id).await;
         }
-        if head.method != Method::GET && head.method != Method::HEAD {
-            return Rejection::MethodRefused("other than GET").response(Family::Native).map(Full::new);
+        if let Some(answer) = self.health(&head) {
+            return answer;
         }
-        let app = &self.app;
-        match (head.uri.path(), self.health_only) {
-            ("/livez", _) => text(StatusCode::OK, "text/plain", "alive\n"),
-            ("/readyz", _) if app.drain.is_cancelled() => {
-                text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "draining\n")
-            }
-            ("/readyz", _) => text(StatusCode::OK, "text/plain", "ready\n"),
-            ("/metrics", _) => text(StatusCode::OK, OPEN_METRICS, app.render_metrics()),
-            ("/api/v1/status", false) => text(StatusCode::OK, "application/json", status(app).to_string()),
-            ("/api/v1/jobs", false) => {
-                text(StatusCode::OK, "application/json", json!({"jobs": app.jobs.views()}).to_string())
-            }
-            ("/api/v1/usage", false) => text(StatusCode::OK, "application/json", app.credits.report().to_string()),
-            ("/api/v1/forecast", false) => match forecast::answer::answer(app, head.uri.query().unwrap_or_default()) {
-                Ok(forecast) => text(StatusCode::OK, "application/json", forecast.to_string()),
+        match path {
+            "/api/v1/status" => answer::json(&feed.status()),
+            "/api/v1/jobs" => answer::json(&json!({"jobs": app.jobs.views()})),
+            "/api/v1/usage" => answer::json(&app.credits.report()),
+            "/api/v1/forecast" => match forecast::answer::answer(app, head.uri.query().unwrap_or_default()) {
+                Ok(forecast) => answer::json(&forecast),
                 Err(reason) => text(StatusCode::BAD_REQUEST, "text/plain", format!("{reason}\n")),
             },
-            ("/api/v1/webhooks", false) => webhooks(app, head.uri.query() == Some("state=dead")).await,
-            _ => text(
-                StatusCode::NOT_FOUND,
-                "text/plain",
-                "nothing here: /livez /readyz /metrics /api/v1/status /api/v1/jobs /api/v1/usage /api/v1/forecast /api/v1/webhooks\n",
-            ),
+            "/api/v1/events" if head.method == Method::HEAD => text(StatusCode::OK, "text/event-stream", ""),
+            "/api/v1/events" => feed.listen().map_or_else(too_many_listen, answer::events),
+            "/api/v1/webhooks" => webhooks(app, head.uri.query() == Some("state=dead")).await,
+            path => match dashboard::file(path) {
+                Some((form, body)) => text(StatusCode::OK, form, body),
+                None => nothing_here(),
+            },
         }
+    }
+
+    /// Probes, metrics, and no method that could change anything.
+    fn health(&self, head: &request::Parts) -> Option<Response<Answer>> {
+        if head.method != Method::GET && head.method != Method::HEAD {
+            return Some(answer::refused(&Rejection::MethodRefused("other than GET")));
+        }
+        let draining = self.app.drain.is_cancelled();
+        Some(match head.uri.path() {
+            "/livez" => text(StatusCode::OK, "text/plain", "alive\n"),
+            "/readyz" if draining => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "draining\n"),
+            "/readyz" => text(StatusCode::OK, "text/plain", "ready\n"),
+            "/metrics" => text(StatusCode::OK, OPEN_METRICS, self.app.render_metrics()),
+            _ => return None,
+        })
     }
 }
 
+fn nothing_here() -> Response<Answer> {
+    text(StatusCode::NOT_FOUND, "text/plain", PATHS)
+}
+
+fn too_many_listen() -> Response<Answer> {
+    let words = format!("{} listen already, and no more may\n", events::LISTENERS);
+    let mut answer = text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", words);
+    answer.headers_mut().insert(header::RETRY_AFTER, 5.into());
+    answer
+}
+
 /// The newest webhooks, or the newest of those that were given up.
-async fn webhooks(app: &App, dead: bool) -> Response<Full<Bytes>> {
+async fn webhooks(app: &App, dead: bool) -> Response<Answer> {
     match app.ledger.webhooks(dead, WEBHOOKS_SHOWN).await {
-        Ok(webhooks) => text(StatusCode::OK, "application/json", json!({"webhooks": webhooks}).to_string()),
+        Ok(webhooks) => answer::json(&json!({"webhooks": webhooks})),
         Err(error) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n")),
     }
 }
@@ -122,71 +183,10 @@ fn replayed(path: &str) -> Option<i64> {
     path.strip_prefix("/api/v1/webhooks/")?.strip_suffix("/replay")?.parse().ok()
 }
 
-async fn replay(app: &App, id: i64) -> Response<Full<Bytes>> {
+async fn replay(app: &App, id: i64) -> Response<Answer> {
     match app.webhooks.replay(id).await {
         Ok(true) => text(StatusCode::ACCEPTED, "text/plain", "it is tried again\n"),
         Ok(false) => text(StatusCode::NOT_FOUND, "text/plain", "no undelivered webhook has this number\n"),
         Err(error) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n")),
-    }
-}
-
-fn text(status: StatusCode, form: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(form));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
-}
-
-/// Limits, jobs and queue of every account.
-pub(crate) fn status(app: &App) -> Value {
-    let accounts = app.accounts.iter().map(|account| {
-        let now = account.queue.snapshot();
-        json!({
-            "name": account.name,
-            "plan": account.plan.name,
-            "requests": now.view.map(|view| json!({
-                "limit": view.limit,
-                "window_secs": view.window.as_secs_f64(),
-                "used": now.used,
-                "remaining": view.remaining,
-                "next_in_secs": view.reset_in.as_secs_f64(),
-            })),
-            "jobs": { "live": now.live, "limit": now.jobs_limit },
-            "waiting": now.waiting,
-            "paced": now.paced,
-            "drift": now.drift,
-            "attempts": now.attempts,
-        })
-    });
-    let clients = app.clients.names().iter().enumerate().map(|(client, name)| {
-        let (waiting, live) = app.accounts[app.account_of[client]].queue.client_snapshot(client);
-        json!({"name": name, "account": app.accounts[app.account_of[client]].name, "waiting": waiting, "jobs_live": live})
-    });
-    json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "ready": !app.drain.is_cancelled(),
-        "in_flight": app.metrics.in_flight.get(),
-        "connections": app.metrics.connections.get(),
-        "jobs_uncertain": app.jobs.uncertain(),
-        "upstream": app.breaker.status(),
-        "accounts": accounts.collect::<Vec<_>>(),
-        "clients": clients.collect::<Vec<_>>(),
-    })
-}
-
-impl App {
-    fn render_metrics(&self) -> String {
-        let queues: Vec<_> = self.queues().collect();
-        self.credits.set_gauges();
-        let levels = Levels {
-            jobs_uncertain: self.jobs.uncertain(),
-            remembered: self.jobs.remembered(),
-            held_bytes: self.bodies.held_bytes(),
-            ready: !self.drain.is_cancelled(),
-        };
-        self.metrics.render(&queues, levels)
     }
 }

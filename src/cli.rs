@@ -32,6 +32,10 @@ mod exports;
 
 mod healthcheck;
 
+mod status;
+
+mod jobs;
+
 mod usage;
 
 mod forecast;
@@ -54,6 +58,10 @@ mod glance;
 mod client;
 
 mod ask;
+
+mod watch;
+
+mod picture;
 
 /// A local rate-limiting reverse proxy for metered, asynchronous AI APIs.
 ///
@@ -112,8 +120,12 @@ enum Command {
     Healthcheck(healthcheck::HealthArgs),
     /// Show a running proxy's webhooks, or have it deliver some again; needs no key
     Webhooks(webhooks::WebhookArgs),
+    /// Show what a running proxy holds: windows, jobs, queue, credits; what was tried again and refused
+    Status(watch::LookArgs),
+    /// Show a running proxy's live jobs, the oldest first
+    Jobs(watch::LookArgs),
     /// Show the credits that a running proxy has used: budgets, today, the last 30 days
-    Usage(usage::UsageArgs),
+    Usage(watch::LookArgs),
     /// Tell when so many jobs, created from now on, would be done, what they cost and what holds them up
     ///
     /// Asks a running proxy, for the account that `--account` names. It knows the model's run time once it has seen a job of it end.
@@ -185,7 +197,9 @@ impl Cli {
             Command::Env(args) => exports::env(args, above),
             Command::Healthcheck(args) => healthcheck::healthcheck(args, above).await,
             Command::Webhooks(args) => webhooks::webhooks(args, above).await,
-            Command::Usage(args) => usage::usage(args, above).await,
+            Command::Status(args) => watch::look(args, above, &status::LOOK).await,
+            Command::Jobs(args) => watch::look(args, above, &jobs::LOOK).await,
+            Command::Usage(args) => watch::look(args, above, &usage::LOOK).await,
             Command::Forecast(args) => forecast::forecast(args, above).await,
             _ if !above.is_empty() => Err(Failure::wrong(
                 "--config, --account, --listen and --upstream before this command do nothing; see its own --help",

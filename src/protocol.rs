@@ -296,6 +296,8 @@ pub(crate) enum End {
 }
 
 impl End {
+    pub(crate) const ALL: [Self; 5] = [Self::Succeeded, Self::Failed, Self::Cancelled, Self::Gone, Self::Expired];
+
     /// The word in logs and metrics.
     pub(crate) fn name(self) -> &'static str {
         match self {

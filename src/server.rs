@@ -78,11 +78,13 @@ impl Server {
         }
         let mut ports = JoinSet::new();
         let app = &proxy.worker.app;
-        for (listener, health_only) in
-            admin.into_iter().map(|port| (port, false)).chain(health.map(|port| (port, true)))
-        {
+        if let Some(listener) = admin {
             let guard = Guard::new(&config.server, &[listener.local_addr()?]);
-            ports.spawn(admin::serve(listener, Arc::new(Admin { app: Arc::clone(app), guard, health_only })));
+            ports.spawn(admin::serve(listener, Arc::new(Admin::new(Arc::clone(app), guard, listen.clone()))));
+        }
+        if let Some(listener) = health {
+            let guard = Guard::new(&config.server, &[listener.local_addr()?]);
+            ports.spawn(admin::serve(listener, Arc::new(Admin::health_only(Arc::clone(app), guard))));
         }
         let webhooks_address = webhooks.as_ref().map(TcpListener::local_addr).transpose()?;
         if let Some(listener) = webhooks {

@@ -6,8 +6,8 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// Answers to us are short.
-const LONGEST: usize = 1 << 20;
+/// Answers to us are short, but for lists of jobs.
+const LONGEST: usize = 16 << 20;
 
 /// What went wrong, for people.
 pub(super) type Error = Box<dyn std::error::Error + Send + Sync>;

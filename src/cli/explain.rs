@@ -51,6 +51,8 @@ fn sections() -> impl Iterator<Item = Section> {
 mod tests {
     use std::collections::BTreeSet;
 
+    use crate::proxy::rejection::CODES;
+
     use super::*;
 
     /// The words of `Rejection::code`, read from its source.
@@ -69,6 +71,7 @@ mod tests {
         let page: Vec<_> = sections().map(|section| section.code).collect();
         assert_eq!(page.iter().copied().collect::<BTreeSet<_>>(), source);
         assert_eq!(page.len(), source.len(), "no section stands twice");
+        assert_eq!(CODES.into_iter().collect::<BTreeSet<_>>(), source, "the list of all codes");
     }
 
     #[test]

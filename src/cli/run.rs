@@ -52,9 +52,10 @@ fn banner(config: &Config, server: &Server, file: &str) -> String {
         n => format!(", and {n} more"),
     };
     let url = server.listen.first().map(|address| base_url(*address)).unwrap_or_default();
-    let admin = server
-        .admin
-        .map_or_else(|| "off".to_owned(), |address| format!("{} (/readyz /metrics /api/v1/status)", base_url(address)));
+    let admin = server.admin.map_or_else(
+        || "off".to_owned(),
+        |address| format!("{}/ (dashboard; /metrics, `sluicegate status`)", base_url(address)),
+    );
     let upstream = config.upstream.url.to_string();
     format!(
         "sluicegate {version}, configured by {file}\n\

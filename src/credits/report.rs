@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use jiff::{Span, civil};
 use serde_json::{Map, Value, json};
 
+use crate::ledger::moment::Moment;
+
 use super::amount::Amount;
 use super::book::{DAYS_KEPT, Key, Tally};
 use super::{Credits, State};
@@ -20,21 +22,32 @@ impl Credits {
             month.entry(key).or_default().add(*tally);
         }
         let of_today = state.book.totals.range((today, least())..).map(|((_, key), tally)| (key, *tally));
+        let mut report = self.budgets_of(&state, &now);
+        report["today"] = of_today.map(line).collect();
+        report["last_30_days"] = month.into_iter().map(line).collect();
+        report
+    }
+
+    /// The day and its budgets alone.
+    pub(crate) fn budgets(&self) -> Value {
+        let now = self.ledger.now();
+        self.budgets_of(&self.today(), &now)
+    }
+
+    fn budgets_of(&self, state: &State, now: &Moment) -> Value {
         let accounts = self.accounts.iter().enumerate().filter(|(index, (name, first, _))| {
             // Accounts with one key share one budget.
             name == first || !self.accounts[..*index].iter().any(|(_, other, _)| other == first)
         });
-        let accounts = accounts.map(|(index, (name, _, limit))| self.budget(&state, name, *limit, (index, None)));
+        let accounts = accounts.map(|(index, (name, _, limit))| self.budget(state, name, *limit, (index, None)));
         let clients = self.clients.iter().enumerate();
-        let clients = clients.map(|(index, (name, limit))| self.budget(&state, name, *limit, (0, Some(index))));
+        let clients = clients.map(|(index, (name, limit))| self.budget(state, name, *limit, (0, Some(index))));
         json!({
-            "day": date(today),
+            "day": date(state.calendar.day),
             "utc_offset": offset(self.utc_offset),
-            "resets_in_secs": state.calendar.ends_in(&now).as_secs(),
+            "resets_in_secs": state.calendar.ends_in(now).as_secs(),
             "accounts": accounts.collect::<Vec<_>>(),
             "clients": clients.collect::<Vec<_>>(),
-            "today": of_today.map(line).collect::<Vec<_>>(),
-            "last_30_days": month.into_iter().map(line).collect::<Vec<_>>(),
         })
     }
 

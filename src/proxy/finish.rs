@@ -1,7 +1,7 @@
 //! The end of a request: one log line, counted metrics, the in-flight gauge back. It happens on drop, so it always happens.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use http::{HeaderValue, Method, StatusCode, Uri};
 use tokio::time::Instant;
@@ -13,6 +13,11 @@ use super::App;
 use super::jobs::Charge;
 use super::queue::Class;
 use super::rules::Applied;
+
+use self::recent::{By, Seen};
+
+/// The latest requests, for the dashboard.
+pub(crate) mod recent;
 
 /// The status in log and metrics of a request whose caller left before its answer (nginx's number for it).
 const CALLER_LEFT: u16 = 499;
@@ -91,6 +96,35 @@ impl Finish {
         }
     }
 
+    /// For the dashboard.
+    fn seen(&self, took: Duration) -> Seen {
+        let (app, record) = (&self.app, &self.record);
+        let by = match record {
+            Record { code: Some(_), .. } => By::Proxy,
+            Record { status, .. } if status.as_u16() == CALLER_LEFT => By::Caller,
+            Record { attempts: 0, .. } => By::Memory,
+            Record { .. } => By::Upstream,
+        };
+        Seen {
+            number: 0,
+            at: app.clock.wall().duration_since(UNIX_EPOCH).map_or(0, millis),
+            client: record.client.map(|client| app.clients.name(client).to_owned()),
+            account: record.account.map(|account| app.accounts[account].name.clone()),
+            class: record.class.map(Class::name),
+            method: record.method.to_string(),
+            path: record.uri.path().to_owned(),
+            status: record.status.as_u16(),
+            by,
+            code: record.code,
+            charge: record.charge.map(Charge::name),
+            attempts: record.attempts,
+            queue_ms: millis(record.queued),
+            upstream_ms: millis(record.upstream),
+            total_ms: millis(took),
+            complete: self.whole,
+        }
+    }
+
     /// The answer was passed on to its end.
     pub(crate) fn whole(mut self: Box<Self>) {
         self.whole = true;
@@ -105,6 +139,7 @@ impl Drop for Finish {
         let (app, record, took) = (&self.app, &self.record, self.begun.elapsed());
         app.metrics.in_flight.dec();
         app.metrics.finished(record.class, record.status, record.code, record.queued, took);
+        app.recent.note(|| self.seen(took));
         tracing::info!(
             target: "sluicegate::request",
             request_id = record.request_id.to_str().unwrap_or_default(),

@@ -19,6 +19,7 @@ use crate::webhooks::Webhooks;
 use super::body::{Bodies, Held, Inbound};
 use super::classify::Call;
 use super::create::idempotency::Idempotency;
+use super::finish::recent::Recent;
 use super::guard::Guard;
 use super::headers::{self, Outbound};
 use super::identify::{self, Clients};
@@ -56,6 +57,7 @@ pub(crate) struct App {
     pub(crate) total_timeout: Duration,
     pub(crate) idle_timeout: Duration,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) recent: Arc<Recent>,
     pub(crate) clock: Clock,
     /// Creates under way, waited for by the drain.
     pub(crate) tasks: TaskTracker,

@@ -127,6 +127,36 @@ impl std::fmt::Display for Unreachable {
     }
 }
 
+/// All codes there are.
+pub(crate) const CODES: [&str; 26] = [
+    "bad_request",
+    "unauthorized",
+    "forbidden_origin",
+    "model_denied",
+    "credits_exhausted",
+    "method_refused",
+    "client_timeout",
+    "body_too_large",
+    "target_too_long",
+    "misdirected_host",
+    "idempotency_mismatch",
+    "webhook_secret_missing",
+    "rate_limited",
+    "job_limit",
+    "queue_full",
+    "queue_timeout",
+    "head_too_large",
+    "bad_transfer_coding",
+    "upstream_unreachable",
+    "outcome_unknown",
+    "bad_upstream_answer",
+    "draining",
+    "circuit_open",
+    "upstream_timeout",
+    "not_found",
+    "internal",
+];
+
 impl Rejection {
     /// The stable word for this answer, as in `docs/errors.md`.
     pub(crate) fn code(&self) -> &'static str {

@@ -44,7 +44,7 @@ async fn it_tells_health_limits_jobs_and_metrics_and_changes_nothing() {
         assert!(text.lines().any(|found| found == line), "{line} in {text}");
     }
     assert!(text.ends_with("# EOF\n") && !text.contains(KEY));
-    assert_eq!(live.admin("/").await.status, 404);
+    assert_eq!(live.admin("/nothing").await.status, 404);
 
     let admin = live.server.admin.expect("a port");
     let connect = || async { tokio::net::TcpStream::connect(admin).await.expect("open") };

@@ -61,6 +61,10 @@ mod webhooks;
 
 mod admin;
 
+mod dashboard;
+
+mod status;
+
 mod sdk;
 
 mod regression;

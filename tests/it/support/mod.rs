@@ -4,6 +4,8 @@
 //! its own clock and is the judge; the client asks for nothing but an answer.
 
 // In reading order: the two sites, the client, the configuration, an upstream without a parser of ours.
+pub mod chrome;
+
 pub mod client;
 
 pub mod config;
