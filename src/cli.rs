@@ -32,6 +32,8 @@ mod exports;
 
 mod healthcheck;
 
+mod doctor;
+
 mod usage;
 
 mod forecast;
@@ -110,6 +112,11 @@ enum Command {
     Exec(exec::ExecArgs),
     /// Ask a running proxy whether it is ready; needs no key
     Healthcheck(healthcheck::HealthArgs),
+    /// Look for what is wrong: configuration, ports, state, DNS, TLS, key, clock, limits, apps' variables
+    ///
+    /// Each line is ok, warn, fail or skip, with the way out. Spends one request of each account in use and no credits: through the running
+    /// proxy if there is one, else into the books of the next start. Ends with 1 where something fails.
+    Doctor(doctor::DoctorArgs),
     /// Show a running proxy's webhooks, or have it deliver some again; needs no key
     Webhooks(webhooks::WebhookArgs),
     /// Show the credits that a running proxy has used: budgets, today, the last 30 days
@@ -184,6 +191,7 @@ impl Cli {
             Command::Exec(args) => exec::exec(args, above).await,
             Command::Env(args) => exports::env(args, above),
             Command::Healthcheck(args) => healthcheck::healthcheck(args, above).await,
+            Command::Doctor(args) => doctor::doctor(args, above).await,
             Command::Webhooks(args) => webhooks::webhooks(args, above).await,
             Command::Usage(args) => usage::usage(args, above).await,
             Command::Forecast(args) => forecast::forecast(args, above).await,

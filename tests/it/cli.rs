@@ -170,7 +170,8 @@ async fn help_names_every_command_and_no_more() {
         .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    let expected = "run check init demo mock env exec healthcheck webhooks usage forecast explain completions help";
+    let expected =
+        "run check init demo mock env exec healthcheck doctor webhooks usage forecast explain completions help";
     assert_eq!(names.join(" "), expected);
     for flag in ["--config <FILE>", "--account <NAME>", "--listen <ADDR>", "--upstream <URL>"] {
         assert!(help.out.contains(flag), "{flag}\n{}", help.out);

@@ -3,9 +3,13 @@
 
 mod support;
 
+mod program;
+
 mod config;
 
 mod cli;
+
+mod doctor;
 
 mod guard;
 
