@@ -42,6 +42,10 @@ mod explain;
 
 mod webhooks;
 
+mod schema;
+
+mod man;
+
 // What they share.
 mod start;
 
@@ -135,6 +139,11 @@ enum Command {
         /// For which shell
         shell: Shell,
     },
+    /// Print the JSON Schema of proxy.toml, by which editors complete it
+    Schema,
+    /// Print the manual's page, or write one for each command
+    #[command(hide = true)]
+    Man(man::ManArgs),
 }
 
 /// Why a command did not do its work. No `Debug` of secrets: texts only.
@@ -201,6 +210,8 @@ impl Cli {
             Command::Init(args) => init::init(&args),
             Command::Demo(args) => demo::demo(args).await,
             Command::Mock(args) => mock::mock(args).await,
+            Command::Schema => Ok(schema::schema()),
+            Command::Man(args) => man::man(&args),
             Command::Explain { code } => explain::explain(code.as_deref()),
             Command::Completions { shell } => {
                 let mut script = Vec::new();

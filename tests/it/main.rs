@@ -5,11 +5,15 @@ mod support;
 
 mod program;
 
+mod tools;
+
 mod config;
 
 mod cli;
 
 mod doctor;
+
+mod packages;
 
 mod guard;
 
