@@ -15,6 +15,8 @@ mod doctor;
 
 mod packages;
 
+mod deploy;
+
 mod guard;
 
 mod cors;
