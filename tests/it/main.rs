@@ -17,6 +17,10 @@ mod packages;
 
 mod deploy;
 
+mod docs;
+
+mod units;
+
 mod guard;
 
 mod cors;
