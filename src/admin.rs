@@ -6,18 +6,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::Full;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::forecast;
-use crate::metrics::Levels;
 use crate::protocol::Family;
 use crate::proxy::App;
 use crate::proxy::accept::{self, Asked, Terms};
 use crate::proxy::guard::Guard;
 use crate::proxy::rejection::Rejection;
+
+pub(crate) use self::status::status;
+
+/// What is shown of this moment.
+mod status;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -138,55 +142,4 @@ fn text(status: StatusCode, form: &'static str, body: impl Into<Bytes>) -> Respo
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
-}
-
-/// Limits, jobs and queue of every account.
-pub(crate) fn status(app: &App) -> Value {
-    let accounts = app.accounts.iter().map(|account| {
-        let now = account.queue.snapshot();
-        json!({
-            "name": account.name,
-            "plan": account.plan.name,
-            "requests": now.view.map(|view| json!({
-                "limit": view.limit,
-                "window_secs": view.window.as_secs_f64(),
-                "used": now.used,
-                "remaining": view.remaining,
-                "next_in_secs": view.reset_in.as_secs_f64(),
-            })),
-            "jobs": { "live": now.live, "limit": now.jobs_limit },
-            "waiting": now.waiting,
-            "paced": now.paced,
-            "drift": now.drift,
-            "attempts": now.attempts,
-        })
-    });
-    let clients = app.clients.names().iter().enumerate().map(|(client, name)| {
-        let (waiting, live) = app.accounts[app.account_of[client]].queue.client_snapshot(client);
-        json!({"name": name, "account": app.accounts[app.account_of[client]].name, "waiting": waiting, "jobs_live": live})
-    });
-    json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "ready": !app.drain.is_cancelled(),
-        "in_flight": app.metrics.in_flight.get(),
-        "connections": app.metrics.connections.get(),
-        "jobs_uncertain": app.jobs.uncertain(),
-        "upstream": app.breaker.status(),
-        "accounts": accounts.collect::<Vec<_>>(),
-        "clients": clients.collect::<Vec<_>>(),
-    })
-}
-
-impl App {
-    fn render_metrics(&self) -> String {
-        let queues: Vec<_> = self.queues().collect();
-        self.credits.set_gauges();
-        let levels = Levels {
-            jobs_uncertain: self.jobs.uncertain(),
-            remembered: self.jobs.remembered(),
-            held_bytes: self.bodies.held_bytes(),
-            ready: !self.drain.is_cancelled(),
-        };
-        self.metrics.render(&queues, levels)
-    }
 }

@@ -25,8 +25,8 @@ use crate::proxy::body::Bodies;
 use crate::proxy::create::idempotency::Idempotency;
 use crate::proxy::guard::Guard;
 use crate::proxy::identify::Clients;
-use crate::proxy::jobs::Jobs;
 use crate::proxy::jobs::look::Looker;
+use crate::proxy::jobs::{self, Jobs};
 use crate::proxy::join::Joins;
 use crate::proxy::retry::Budget;
 use crate::proxy::upstream::Upstream;
@@ -232,6 +232,12 @@ fn build_app(
     jobs.observe(Box::new(move |event| observer.saw(event)));
     let book = Arc::clone(&credits);
     jobs.observe(Box::new(move |event| book.saw(event)));
+    let ends = Arc::clone(&metrics);
+    jobs.observe(Box::new(move |event| {
+        if let jobs::Event::Ended(ended) = event {
+            ends.job_ended(ended.end);
+        }
+    }));
     let jobs = Arc::new(jobs);
     jobs.restore(known).map_err(|error| StartError::State(io::Error::other(error)))?;
     let account_of = if config.clients.is_empty() {

@@ -1,7 +1,8 @@
 //! What is counted, under the prefix `sluicegate_`. Children of hot paths are looked up once, at the start.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
 use prometheus_client::encoding::text::encode;
@@ -10,10 +11,17 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use tokio::time::Instant;
 
-use crate::proxy::queue::{Account, Class};
+use crate::protocol::End;
+use crate::proxy::queue::{self, Class};
 use crate::proxy::quota::Refused;
 use crate::proxy::retry::Outcome;
+
+use self::accounts::{Account, Totals};
+
+/// What is counted of each account's attempts.
+pub(crate) mod accounts;
 
 /// What is counted of connecting to the upstream.
 pub(crate) mod circuit;
@@ -21,20 +29,24 @@ pub(crate) mod circuit;
 /// What is counted of credits.
 pub(crate) mod credits;
 
+/// The page that lists them all, and the metrics, are the same.
+#[cfg(test)]
+mod tests;
+
 /// Waits and durations: from a local hit to half an hour in the queue.
 const BUCKETS: [f64; 12] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0];
 const STATUSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 /// Requests refused before they were classified.
 const UNCLASSIFIED: &str = "refused";
-/// How an attempt can end.
-const OUTCOMES: [&str; 8] = ["2xx", "3xx", "408", "429", "4xx", "5xx", "silent", "unsent"];
 
 type Labels = [(&'static str, String); 1];
 type PerAccount = Family<Labels, Gauge>;
+type PerClient = Family<Labels, Gauge>;
 
 /// All metrics.
 pub(crate) struct Metrics {
     registry: Registry,
+    begun: Instant,
     /// Requests accepted whose answer has not ended.
     pub(crate) in_flight: Gauge,
     /// Open connections on the data port.
@@ -49,17 +61,10 @@ pub(crate) struct Metrics {
     rejections: Family<[(&'static str, &'static str); 1], Counter>,
     queue_wait: [Histogram; 4],
     duration: [Histogram; 4],
-    accounts: Vec<AccountCounters>,
+    accounts: Vec<Account>,
+    /// By how they ended.
+    jobs_ended: Family<[(&'static str, &'static str); 1], Counter>,
     gauges: Gauges,
-}
-
-struct AccountCounters {
-    /// By class and outcome.
-    attempts: [[Counter; OUTCOMES.len()]; 4],
-    /// By outcome of the attempt before.
-    retries: [Counter; OUTCOMES.len()],
-    refused_window: Counter,
-    refused_jobs: Counter,
 }
 
 /// Counted by the deliverer and the listener of webhooks.
@@ -91,8 +96,8 @@ impl WebhookMetrics {
 }
 
 /// What only the moment knows.
-#[derive(Clone, Copy)]
-pub(crate) struct Levels {
+pub(crate) struct Levels<'a> {
+    pub(crate) clients: Vec<ClientLevel<'a>>,
     pub(crate) jobs_uncertain: usize,
     /// How many, and the bytes of their answers.
     pub(crate) remembered: (usize, usize),
@@ -100,16 +105,27 @@ pub(crate) struct Levels {
     pub(crate) ready: bool,
 }
 
+/// What a client has at the moment.
+pub(crate) struct ClientLevel<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) waiting: usize,
+    pub(crate) jobs_live: u32,
+}
+
 /// Set when they are read.
 #[derive(Default)]
 struct Gauges {
     window_used: PerAccount,
     window_limit: PerAccount,
+    window_remaining: PerAccount,
     jobs_live: PerAccount,
     jobs_limit: PerAccount,
     waiting: PerAccount,
     paced: PerAccount,
     drift: PerAccount,
+    client_waiting: PerClient,
+    client_jobs_live: PerClient,
+    up: Gauge<f64, AtomicU64>,
     jobs_uncertain: Gauge,
     jobs_remembered: Gauge,
     remembered_answers: Gauge,
@@ -131,6 +147,8 @@ impl Metrics {
         registry.register("ledger_failures", "Writes to the ledger that failed", ledger_failures.clone());
         let credits = credits::Metrics::register(&mut registry);
         let circuit = circuit::Metrics::register(&mut registry);
+        let jobs_ended = Family::default();
+        registry.register("jobs_ended", "Jobs seen to end, or given up", jobs_ended.clone());
         let info = Family::<[(&str, &str); 1], Gauge>::default();
         info.get_or_create_owned(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("build_info", "The running version", info);
@@ -150,8 +168,10 @@ impl Metrics {
         Self {
             queue_wait: histograms(&mut registry, "queue_wait", "Time in the queue"),
             duration: histograms(&mut registry, "request_duration", "From a request's head to its answer's end"),
-            accounts: AccountCounters::register(&mut registry, accounts),
+            accounts: Account::register(&mut registry, accounts),
             registry,
+            begun: Instant::now(),
+            jobs_ended,
             in_flight,
             connections,
             ledger_failures,
@@ -186,24 +206,32 @@ impl Metrics {
 
     /// An attempt has ended.
     pub(crate) fn attempt(&self, account: usize, class: Class, outcome: Outcome) {
-        self.accounts[account].attempts[class as usize][index(outcome)].inc();
+        self.accounts[account].attempt(class, outcome);
     }
 
     /// Another attempt follows this outcome.
     pub(crate) fn retry(&self, account: usize, outcome: Outcome) {
-        self.accounts[account].retries[index(outcome)].inc();
+        self.accounts[account].retry(outcome);
     }
 
-    /// The upstream answered 429.
-    pub(crate) fn upstream_429(&self, account: usize, refused: Refused) {
-        match refused {
-            Refused::Window => self.accounts[account].refused_window.inc(),
-            Refused::Jobs => self.accounts[account].refused_jobs.inc(),
-        };
+    /// The upstream answered 429, at this time.
+    pub(crate) fn upstream_429(&self, account: usize, refused: Refused, wall: SystemTime) {
+        self.accounts[account].refused(refused, wall);
+    }
+
+    /// What an account has counted so far.
+    pub(crate) fn totals(&self, account: usize) -> Totals {
+        self.accounts[account].totals()
+    }
+
+    /// A job has ended.
+    pub(crate) fn job_ended(&self, end: End) {
+        self.jobs_ended.get_or_create_owned(&[("end", end.name())]).inc();
     }
 
     /// Everything as `OpenMetrics` text, with gauges as they are now.
-    pub(crate) fn render(&self, accounts: &[Arc<Account>], levels: Levels) -> String {
+    pub(crate) fn render(&self, accounts: &[Arc<queue::Account>], levels: &Levels<'_>) -> String {
+        self.gauges.up.set(self.begun.elapsed().as_secs_f64());
         self.gauges.set(accounts, levels);
         let mut text = String::new();
         // Writing into a string cannot fail.
@@ -212,52 +240,28 @@ impl Metrics {
     }
 }
 
-impl AccountCounters {
-    fn register(registry: &mut Registry, accounts: &[String]) -> Vec<Self> {
-        let attempts = Family::<[(&str, String); 3], Counter>::default();
-        let retries = Family::<[(&str, String); 2], Counter>::default();
-        let refused = Family::<[(&str, String); 2], Counter>::default();
-        registry.register("attempts", "Requests sent upstream, by outcome", attempts.clone());
-        registry.register("retries", "Attempts after the first, by the outcome before", retries.clone());
-        registry.register("upstream_429", "429 answers of the upstream, by what they meant", refused.clone());
-        let of = |account: &String| {
-            let attempt = |class: Class, outcome: &str| {
-                let labels =
-                    [("account", account.clone()), ("class", class.name().into()), ("outcome", outcome.into())];
-                attempts.get_or_create_owned(&labels)
-            };
-            let reason = |family: &Family<[(&'static str, String); 2], Counter>, reason: &str| {
-                family.get_or_create_owned(&[("account", account.clone()), ("reason", reason.into())])
-            };
-            Self {
-                attempts: Class::ALL.map(|class| OUTCOMES.map(|outcome| attempt(class, outcome))),
-                retries: OUTCOMES.map(|outcome| reason(&retries, outcome)),
-                refused_window: reason(&refused, "window"),
-                refused_jobs: reason(&refused, "jobs"),
-            }
-        };
-        accounts.iter().map(of).collect()
-    }
-}
-
 impl Gauges {
     fn register(&self, registry: &mut Registry) {
         registry.register("window_used", "Attempts the upstream may be counting", self.window_used.clone());
         registry.register("window_limit", "Attempts the plan allows in a window", self.window_limit.clone());
+        registry.register("window_remaining", "Attempts that could leave now", self.window_remaining.clone());
         registry.register("jobs_live", "Job slots taken", self.jobs_live.clone());
         registry.register("jobs_limit", "Job slots of the plan", self.jobs_limit.clone());
         registry.register("queue_waiting", "Requests waiting for their turn", self.waiting.clone());
         registry.register("paced", "1 where attempts are evenly spaced", self.paced.clone());
         registry.register("drift", "Attempts of others on the same key", self.drift.clone());
+        registry.register("client_waiting", "Requests of a client waiting for their turn", self.client_waiting.clone());
+        registry.register("client_jobs_live", "Job slots that a client has taken", self.client_jobs_live.clone());
+        registry.register_with_unit("uptime", "Since the parts were built", Unit::Seconds, self.up.clone());
         registry.register("jobs_uncertain", "Creates of unknown outcome that hold a slot", self.jobs_uncertain.clone());
         registry.register("jobs_remembered", "Ended jobs whose polls cost nothing", self.jobs_remembered.clone());
-        let help = "Their answers";
+        let help = "Answers of ended jobs that are remembered";
         registry.register_with_unit("remembered_answers", help, Unit::Bytes, self.remembered_answers.clone());
         registry.register_with_unit("held_bodies", "Request bodies held", Unit::Bytes, self.held_bodies.clone());
         registry.register("ready", "1 while new work is taken", self.ready.clone());
     }
 
-    fn set(&self, accounts: &[Arc<Account>], levels: Levels) {
+    fn set(&self, accounts: &[Arc<queue::Account>], levels: &Levels<'_>) {
         for account in accounts {
             let now = account.snapshot();
             let set = |gauge: &PerAccount, value: u32| {
@@ -268,12 +272,21 @@ impl Gauges {
             set(&self.waiting, u32::try_from(now.waiting).unwrap_or(u32::MAX));
             set(&self.paced, u32::from(now.paced));
             set(&self.drift, now.drift);
+            if let Some(view) = now.view {
+                set(&self.window_remaining, view.remaining);
+            }
             if let Some(limit) = now.limit {
                 set(&self.window_limit, limit);
             }
             if let Some(limit) = now.jobs_limit {
                 set(&self.jobs_limit, limit);
             }
+        }
+        for client in &levels.clients {
+            let labels = [("client", client.name.to_owned())];
+            let waiting = i64::try_from(client.waiting).unwrap_or(i64::MAX);
+            self.client_waiting.get_or_create_owned(&labels).set(waiting);
+            self.client_jobs_live.get_or_create_owned(&labels).set(i64::from(client.jobs_live));
         }
         let count = |gauge: &Gauge, count: usize| {
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
@@ -283,21 +296,5 @@ impl Gauges {
         count(&self.remembered_answers, levels.remembered.1);
         self.held_bodies.set(i64::try_from(levels.held_bytes).unwrap_or(i64::MAX));
         self.ready.set(i64::from(levels.ready));
-    }
-}
-
-/// Into `OUTCOMES`.
-fn index(outcome: Outcome) -> usize {
-    match outcome {
-        Outcome::Unsent => 7,
-        Outcome::Silent => 6,
-        Outcome::Answer(status) => match status.as_u16() {
-            408 => 2,
-            429 => 3,
-            500.. => 5,
-            400.. => 4,
-            300.. => 1,
-            _ => 0,
-        },
     }
 }

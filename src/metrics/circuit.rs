@@ -19,7 +19,7 @@ impl Metrics {
     pub(super) fn register(registry: &mut Registry) -> Self {
         let metrics = Self::default();
         registry.register("circuit_open", "1 while no connection to the upstream can be had", metrics.open.clone());
-        registry.register("circuit_opened", "How often that began", metrics.opened.clone());
+        registry.register("circuit_opened", "How often the circuit opened", metrics.opened.clone());
         let help = "Connections to the upstream that came to nothing, probes included";
         registry.register("connect_failures", help, metrics.failures.clone());
         metrics

@@ -316,7 +316,7 @@ impl Sending<'_> {
             if self.call.class == Class::Create && for_jobs { Refused::Jobs } else { Refused::Window }
         });
         if let Some(refused) = refused {
-            app.metrics.upstream_429(self.account, refused);
+            app.metrics.upstream_429(self.account, refused, app.clock.wall());
         }
         if permit.answered(feedback, refused) {
             tracing::warn!(

@@ -1,0 +1,63 @@
+//! What `/api/v1/status` and `/metrics` show of this moment.
+
+use serde_json::{Value, json};
+
+use crate::metrics::{ClientLevel, Levels};
+use crate::proxy::App;
+
+/// Limits, jobs and queue of every account.
+pub(crate) fn status(app: &App) -> Value {
+    let accounts = app.accounts.iter().enumerate().map(|(index, account)| {
+        let now = account.queue.snapshot();
+        json!({
+            "name": account.name,
+            "plan": account.plan.name,
+            "requests": now.view.map(|view| json!({
+                "limit": view.limit,
+                "window_secs": view.window.as_secs_f64(),
+                "used": now.used,
+                "remaining": view.remaining,
+                "next_in_secs": view.reset_in.as_secs_f64(),
+            })),
+            "jobs": { "live": now.live, "limit": now.jobs_limit },
+            "waiting": now.waiting,
+            "paced": now.paced,
+            "drift": now.drift,
+            "attempts": now.attempts,
+            "counts": app.metrics.totals(index),
+        })
+    });
+    let clients = app.clients.names().iter().enumerate().map(|(client, name)| {
+        let (waiting, live) = app.accounts[app.account_of[client]].queue.client_snapshot(client);
+        json!({"name": name, "account": app.accounts[app.account_of[client]].name, "waiting": waiting, "jobs_live": live})
+    });
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "ready": !app.drain.is_cancelled(),
+        "in_flight": app.metrics.in_flight.get(),
+        "connections": app.metrics.connections.get(),
+        "jobs_uncertain": app.jobs.uncertain(),
+        "upstream": app.breaker.status(),
+        "accounts": accounts.collect::<Vec<_>>(),
+        "clients": clients.collect::<Vec<_>>(),
+    })
+}
+
+impl App {
+    pub(super) fn render_metrics(&self) -> String {
+        let queues: Vec<_> = self.queues().collect();
+        self.credits.set_gauges();
+        let clients = self.clients.names().iter().enumerate().map(|(client, name)| {
+            let (waiting, jobs_live) = self.accounts[self.account_of[client]].queue.client_snapshot(client);
+            ClientLevel { name, waiting, jobs_live }
+        });
+        let levels = Levels {
+            clients: clients.collect(),
+            jobs_uncertain: self.jobs.uncertain(),
+            remembered: self.jobs.remembered(),
+            held_bytes: self.bodies.held_bytes(),
+            ready: !self.drain.is_cancelled(),
+        };
+        self.metrics.render(&queues, &levels)
+    }
+}
