@@ -32,6 +32,8 @@ mod exports;
 
 mod healthcheck;
 
+mod doctor;
+
 mod status;
 
 mod jobs;
@@ -43,6 +45,10 @@ mod forecast;
 mod explain;
 
 mod webhooks;
+
+mod schema;
+
+mod man;
 
 // What they share.
 mod start;
@@ -118,6 +124,11 @@ enum Command {
     Exec(exec::ExecArgs),
     /// Ask a running proxy whether it is ready; needs no key
     Healthcheck(healthcheck::HealthArgs),
+    /// Look for what is wrong: configuration, ports, state, DNS, TLS, key, clock, limits, apps' variables
+    ///
+    /// Each line is ok, warn, fail or skip, with the way out. Spends one request of each account in use and no credits: through the running
+    /// proxy if there is one, else into the books of the next start. Ends with 1 where something fails.
+    Doctor(doctor::DoctorArgs),
     /// Show a running proxy's webhooks, or have it deliver some again; needs no key
     Webhooks(webhooks::WebhookArgs),
     /// Show what a running proxy holds: windows, jobs, queue, credits; what was tried again and refused
@@ -140,6 +151,11 @@ enum Command {
         /// For which shell
         shell: Shell,
     },
+    /// Print the JSON Schema of proxy.toml, by which editors complete it
+    Schema,
+    /// Print the manual's page, or write one for each command
+    #[command(hide = true)]
+    Man(man::ManArgs),
 }
 
 /// Why a command did not do its work. No `Debug` of secrets: texts only.
@@ -196,6 +212,7 @@ impl Cli {
             Command::Exec(args) => exec::exec(args, above).await,
             Command::Env(args) => exports::env(args, above),
             Command::Healthcheck(args) => healthcheck::healthcheck(args, above).await,
+            Command::Doctor(args) => doctor::doctor(args, above).await,
             Command::Webhooks(args) => webhooks::webhooks(args, above).await,
             Command::Status(args) => watch::look(args, above, &status::LOOK).await,
             Command::Jobs(args) => watch::look(args, above, &jobs::LOOK).await,
@@ -207,6 +224,8 @@ impl Cli {
             Command::Init(args) => init::init(&args),
             Command::Demo(args) => demo::demo(args).await,
             Command::Mock(args) => mock::mock(args).await,
+            Command::Schema => Ok(schema::schema()),
+            Command::Man(args) => man::man(&args),
             Command::Explain { code } => explain::explain(code.as_deref()),
             Command::Completions { shell } => {
                 let mut script = Vec::new();

@@ -15,6 +15,7 @@ pub use self::file::keys;
 pub(crate) use self::load::load_text;
 pub use self::load::{Flags, Loaded, Sources, TEMPLATE, load, prepare};
 pub use self::report::Report;
+pub use self::schema::schema;
 pub use self::secret::Secret;
 pub use crate::credits::amount::Amount;
 pub use crate::protocol::Protocol;
@@ -25,6 +26,8 @@ mod load;
 mod document;
 
 mod file;
+
+mod schema;
 
 mod overrides;
 

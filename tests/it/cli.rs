@@ -170,8 +170,7 @@ async fn help_names_every_command_and_no_more() {
         .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
         .filter_map(|line| line.split_whitespace().next())
         .collect();
-    let expected =
-        "run check init demo mock env exec healthcheck webhooks status jobs usage forecast explain completions help";
+    let expected = "run check init demo mock env exec healthcheck doctor webhooks status jobs usage forecast explain completions schema help";
     assert_eq!(names.join(" "), expected);
     for flag in ["--config <FILE>", "--account <NAME>", "--listen <ADDR>", "--upstream <URL>"] {
         assert!(help.out.contains(flag), "{flag}\n{}", help.out);
@@ -258,7 +257,9 @@ async fn init_writes_what_check_accepts_and_never_overwrites() {
     assert_eq!(fs::read_to_string(&file).unwrap(), "account = \"mine\"\n");
     assert_eq!(scratch.run(&["init", "--force", "."]).await.code, Some(0));
     assert_eq!(fs::read_to_string(&file).unwrap(), sluicegate::config::TEMPLATE);
-    assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 1, "nothing else is left");
+    let mut left: Vec<_> = fs::read_dir(&scratch.0).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["proxy.schema.json", "proxy.toml"], "nothing else is left");
 }
 
 #[tokio::test]

@@ -3,9 +3,23 @@
 
 mod support;
 
+mod program;
+
+mod tools;
+
 mod config;
 
 mod cli;
+
+mod doctor;
+
+mod packages;
+
+mod deploy;
+
+mod docs;
+
+mod units;
 
 mod guard;
 

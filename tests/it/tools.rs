@@ -1,0 +1,50 @@
+//! Programs that check what is shipped: Python with validators, Helm, kubectl. Fetched by tests/deploy/prepare.py, kept below `target`.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+use crate::program::ended;
+
+/// Python with the packages of tests/deploy/requirements.txt, from the repository's top.
+pub async fn python(arguments: &[&str]) -> Command {
+    tool("python", arguments).await
+}
+
+/// `python`, `helm` or `kubectl`, from the repository's top, with no cluster to talk to.
+pub async fn tool(name: &str, arguments: &[&str]) -> Command {
+    let bin = environment().await.join("bin");
+    let mut command = Command::new(bin.join(name));
+    command
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env_clear()
+        .env("PATH", format!("{}:/usr/local/bin:/usr/bin:/bin", bin.display()))
+        .env("HOME", environment().await)
+        .env("KUBECONFIG", "/dev/null")
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// Made by the first test that needs it.
+async fn environment() -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../deploy-venv");
+    let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
+    let prepare = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/prepare.py");
+    let mut command = Command::new(python);
+    let made = ended(command.arg(prepare).arg(&directory).stdin(Stdio::null())).await;
+    assert_eq!(made.code, Some(0), "{made:?}");
+    directory
+}
+
+/// Whether a program is on this machine.
+pub fn is_there(program: &str) -> bool {
+    ["/usr/local/bin", "/usr/bin", "/bin", "/usr/sbin", "/sbin"]
+        .iter()
+        .any(|place| Path::new(place).join(program).exists())
+}
