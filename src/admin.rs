@@ -17,6 +17,7 @@ use crate::protocol::Family;
 use crate::proxy::App;
 use crate::proxy::accept::{self, Asked, Terms};
 use crate::proxy::guard::Guard;
+use crate::proxy::queue::Account;
 use crate::proxy::rejection::Rejection;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -88,7 +89,7 @@ impl Admin {
             ("/readyz", _) if app.drain.is_cancelled() => {
                 text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "draining\n")
             }
-            ("/readyz", _) => text(StatusCode::OK, "text/plain", "ready\n"),
+            ("/readyz", _) => text(StatusCode::OK, "text/plain", format!("ready\n{}", shared_detail(app))),
             ("/metrics", _) => text(StatusCode::OK, OPEN_METRICS, app.render_metrics()),
             ("/api/v1/status", false) => text(StatusCode::OK, "application/json", status(app).to_string()),
             ("/api/v1/jobs", false) => {
@@ -159,6 +160,16 @@ pub(crate) fn status(app: &App) -> Value {
             "paced": now.paced,
             "drift": now.drift,
             "attempts": now.attempts,
+            "shared": account.queue.shared_view().map(|view| json!({
+                "state": view.state,
+                "replicas": view.replicas,
+                "members": view.told.members,
+                "away": view.told.away,
+                "used": view.told.used,
+                "jobs_live": view.told.live,
+                "waits_for": view.told.why,
+                "silent_secs": view.silent_secs,
+            })),
         })
     });
     let clients = app.clients.names().iter().enumerate().map(|(client, name)| {
@@ -175,6 +186,17 @@ pub(crate) fn status(app: &App) -> Value {
         "accounts": accounts.collect::<Vec<_>>(),
         "clients": clients.collect::<Vec<_>>(),
     })
+}
+
+/// A line for each account that is shared. It is no reason not to be ready: calls wait here as they would anywhere.
+fn shared_detail(app: &App) -> String {
+    let line = |queue: Arc<Account>| {
+        let view = queue.shared_view()?;
+        let (name, state, silent) = (&queue.name, view.state, view.silent_secs);
+        let silent = if state == "up" { String::new() } else { format!(", no answer for {silent:.0} s") };
+        Some(format!("shared store of {name}: {state}{silent}\n"))
+    };
+    app.queues().filter_map(line).collect()
 }
 
 impl App {

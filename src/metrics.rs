@@ -21,6 +21,9 @@ pub(crate) mod circuit;
 /// What is counted of credits.
 pub(crate) mod credits;
 
+/// What is counted of the store that replicas share.
+pub(crate) mod shared;
+
 /// Waits and durations: from a local hit to half an hour in the queue.
 const BUCKETS: [f64; 12] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0];
 const STATUSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -44,6 +47,7 @@ pub(crate) struct Metrics {
     pub(crate) webhooks: WebhookMetrics,
     pub(crate) credits: credits::Metrics,
     pub(crate) circuit: circuit::Metrics,
+    pub(crate) shared: shared::Metrics,
     /// By class (the last: unclassified) and status class.
     requests: [[Counter; 5]; 5],
     rejections: Family<[(&'static str, &'static str); 1], Counter>,
@@ -131,6 +135,7 @@ impl Metrics {
         registry.register("ledger_failures", "Writes to the ledger that failed", ledger_failures.clone());
         let credits = credits::Metrics::register(&mut registry);
         let circuit = circuit::Metrics::register(&mut registry);
+        let shared = shared::Metrics::register(&mut registry);
         let info = Family::<[(&str, &str); 1], Gauge>::default();
         info.get_or_create_owned(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("build_info", "The running version", info);
@@ -158,6 +163,7 @@ impl Metrics {
             webhooks,
             credits,
             circuit,
+            shared,
             requests,
             rejections,
             gauges,
@@ -205,6 +211,11 @@ impl Metrics {
     /// Everything as `OpenMetrics` text, with gauges as they are now.
     pub(crate) fn render(&self, accounts: &[Arc<Account>], levels: Levels) -> String {
         self.gauges.set(accounts, levels);
+        for account in accounts {
+            if let Some(view) = account.shared_view() {
+                self.shared.set(&account.name, &view);
+            }
+        }
         let mut text = String::new();
         // Writing into a string cannot fail.
         let _ = encode(&mut text, &self.registry);

@@ -53,6 +53,8 @@ mod cancel;
 
 mod protocols;
 
+mod redis;
+
 mod restart;
 
 mod ledger;

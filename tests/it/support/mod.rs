@@ -10,6 +10,10 @@ pub mod config;
 
 pub mod raw;
 
+pub mod redis;
+
+pub mod relay;
+
 pub mod recorder;
 
 pub mod upstream;
