@@ -15,6 +15,7 @@ use crate::forecast;
 use crate::proxy::App;
 use crate::proxy::accept::{self, Asked, Terms};
 use crate::proxy::guard::Guard;
+use crate::proxy::queue::Account;
 use crate::proxy::rejection::Rejection;
 
 use self::answer::{Answer, text};
@@ -152,7 +153,7 @@ impl Admin {
         Some(match head.uri.path() {
             "/livez" => text(StatusCode::OK, "text/plain", "alive\n"),
             "/readyz" if draining => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "draining\n"),
-            "/readyz" => text(StatusCode::OK, "text/plain", "ready\n"),
+            "/readyz" => text(StatusCode::OK, "text/plain", format!("ready\n{}", shared_detail(&self.app))),
             "/metrics" => text(StatusCode::OK, OPEN_METRICS, self.app.render_metrics()),
             _ => return None,
         })
@@ -189,4 +190,15 @@ async fn replay(app: &App, id: i64) -> Response<Answer> {
         Ok(false) => text(StatusCode::NOT_FOUND, "text/plain", "no undelivered webhook has this number\n"),
         Err(error) => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", format!("{error}\n")),
     }
+}
+
+/// A line for each account that is shared. It is no reason not to be ready: calls wait here as they would anywhere.
+fn shared_detail(app: &App) -> String {
+    let line = |queue: Arc<Account>| {
+        let view = queue.shared_view()?;
+        let (name, state, silent) = (&queue.name, view.state, view.silent_secs);
+        let silent = if state == "up" { String::new() } else { format!(", no answer for {silent:.0} s") };
+        Some(format!("shared store of {name}: {state}{silent}\n"))
+    };
+    app.queues().filter_map(line).collect()
 }

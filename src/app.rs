@@ -34,6 +34,7 @@ use crate::proxy::upstream::breaker::Breaker;
 use crate::proxy::upstream::connect::{Connect, Network};
 use crate::proxy::upstream::target::Target;
 use crate::proxy::{Account, App, Worker, queue};
+use crate::replicas::{self, Replicas};
 use crate::state::State;
 use crate::webhooks::send::{Dial, Outward};
 use crate::webhooks::{self, Webhooks, deliver, receive};
@@ -71,6 +72,7 @@ pub struct Proxy {
     header_timeout: Duration,
     state: Option<State>,
     background: JoinSet<()>,
+    replicas: Replicas,
 }
 
 /// What is around the parts: the network, which tests replace, and our own ports.
@@ -104,10 +106,7 @@ impl Proxy {
                 Arc::new(Network::new(&config.upstream.url, config.upstream.http2, config.upstream.connect_timeout)?)
             }
         };
-        let state = match &config.state {
-            config::State::Memory => None,
-            config::State::Local(path) => Some(State::open(path).map_err(StartError::State)?),
-        };
+        let state = config.state.path().map(State::open).transpose().map_err(StartError::State)?;
         let (app, webhooks) = build_app(config, clock, state.as_ref(), around.ours)?;
         let app = Arc::new(app);
         let upstream = Upstream::new(Arc::clone(&connector), Arc::clone(&app.breaker));
@@ -116,11 +115,13 @@ impl Proxy {
         for queue in app.queues() {
             background.spawn(queue.keep_time());
         }
+        let replicas = Replicas::start(config, &app, &mut background)?;
         let looker = Arc::new(Looker(Arc::clone(&worker)));
         background.spawn(Arc::clone(&app.jobs).keep_looking(looker, app.tasks.clone()));
         let dial = around.dial.unwrap_or_else(|| Arc::new(Outward::default()));
         background.spawn(deliver::run(Arc::clone(&app.webhooks), dial, webhooks));
-        Ok(Self { worker, connector, header_timeout: config.server.header_timeout, state, background })
+        let header_timeout = config.server.header_timeout;
+        Ok(Self { worker, connector, header_timeout, state, background, replicas })
     }
 
     /// Serves one connection; the future ends with it.
@@ -137,6 +138,11 @@ impl Proxy {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         receive::connection(io, Arc::clone(&self.worker.app))
+    }
+
+    /// Tells those who share the accounts that this replica sends nothing any more.
+    pub(crate) async fn leave(&mut self) {
+        self.replicas.leave().await;
     }
 
     /// Ends what runs beside requests, writes what is to be kept and lets the state directory go.
@@ -315,7 +321,9 @@ fn build_accounts(
                     _ => None,
                 };
                 let max_waiting = config.queue.max_waiting.get();
-                queue::Account::new(account.name.clone(), &account.plan, &shares, max_waiting, ring, now)
+                let queue = queue::Account::new(account.name.clone(), &account.plan, &shares, max_waiting, ring, now);
+                replicas::share(config, state, account, &queue).map_err(StartError::State)?;
+                queue
             }
         };
         let key = KeyHeaders::new(&account.key, &config.upstream.protocol).ok_or_else(|| {

@@ -156,7 +156,7 @@ impl Table {
 
     /// A create with its intent, its answer, and its job's place in the table. True if it was accepted.
     pub async fn start(&self, id: &str, model: &str) -> bool {
-        let slot = (self.account.adopt(0), self.ledger.number());
+        let slot = (self.account.adopt(0, "", ""), self.ledger.number());
         let Ok(pending) = self.jobs.begin(slot, OWNER, model, None).await else { return false };
         pending.settle(&told(id, "pending", 0)).await.1.is_some()
     }

@@ -401,6 +401,32 @@ pub enum State {
     Memory,
     /// Files in this directory, which exists and is writable once [`prepare`] was called.
     Local(PathBuf),
+    /// The same, and what the replicas of the accounts share.
+    Redis(PathBuf, Redis),
+}
+
+impl State {
+    /// The directory, where there is one.
+    #[must_use]
+    pub fn path(&self) -> Option<&std::path::Path> {
+        match self {
+            Self::Memory => None,
+            Self::Local(path) | Self::Redis(path, _) => Some(path),
+        }
+    }
+}
+
+/// `state.redis`: where replicas share the plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Redis {
+    /// `redis://` or `rediss://`, host, port and perhaps the number of a database; no user and no password.
+    pub url: String,
+    /// The ACL user.
+    pub user: Option<String>,
+    /// Its password.
+    pub password: Option<Secret>,
+    /// How many replicas there are at most; 1 to 1000.
+    pub replicas: NonZeroU32,
 }
 
 /// `[log]`: how the log is written.

@@ -31,6 +31,8 @@ pub(crate) mod circuit;
 /// What is counted of credits.
 pub(crate) mod credits;
 
+/// What is counted of the store that replicas share.
+pub(crate) mod shared;
 /// The page that lists them all, and the metrics, are the same.
 #[cfg(test)]
 mod tests;
@@ -58,6 +60,7 @@ pub(crate) struct Metrics {
     pub(crate) webhooks: WebhookMetrics,
     pub(crate) credits: credits::Metrics,
     pub(crate) circuit: circuit::Metrics,
+    pub(crate) shared: shared::Metrics,
     /// By class (the last: unclassified) and status class.
     requests: [[Counter; 5]; 5],
     rejections: Family<[(&'static str, &'static str); 1], Counter>,
@@ -151,6 +154,7 @@ impl Metrics {
         let circuit = circuit::Metrics::register(&mut registry);
         let jobs_ended = Family::default();
         registry.register("jobs_ended", "Jobs seen to end, or given up", jobs_ended.clone());
+        let shared = shared::Metrics::register(&mut registry);
         let info = Family::<[(&str, &str); 1], Gauge>::default();
         info.get_or_create_owned(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("build_info", "The running version", info);
@@ -180,6 +184,7 @@ impl Metrics {
             webhooks,
             credits,
             circuit,
+            shared,
             requests,
             rejections,
             gauges,
@@ -252,6 +257,11 @@ impl Metrics {
     pub(crate) fn render(&self, accounts: &[Arc<queue::Account>], levels: &Levels<'_>) -> String {
         self.gauges.up.set(self.uptime().as_secs_f64());
         self.gauges.set(accounts, levels);
+        for account in accounts {
+            if let Some(view) = account.shared_view() {
+                self.shared.set(&account.name, &view);
+            }
+        }
         let mut text = String::new();
         // Writing into a string cannot fail.
         let _ = encode(&mut text, &self.registry);

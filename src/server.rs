@@ -125,6 +125,7 @@ impl Server {
         // What is not delivered by then is in the ledger; without one it would be lost.
         let left = self.drain_timeout.saturating_sub(begun.elapsed());
         let _ = tokio::time::timeout(left, app.webhooks.tried()).await;
+        self.proxy.leave().await;
         self.ports.abort_all();
         self.proxy.stop();
         in_time

@@ -17,6 +17,9 @@ use self::ring::Ring;
 /// When attempts were sent.
 pub(crate) mod ring;
 
+/// What replicas share.
+pub(crate) mod redis;
+
 /// Time for as long as the machine is up.
 pub(crate) mod boot;
 
@@ -48,6 +51,19 @@ impl State {
         Ring::open(&self.path.join(format!("window-{}.ring", fingerprint(key))), requests, clock)
     }
 
+    /// Names this replica for as long as the directory lives, so that a restarted process finds its slots again.
+    pub(crate) fn replica(&self) -> io::Result<String> {
+        let path = self.path.join("replica");
+        match std::fs::read_to_string(&path) {
+            Ok(id) if id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) => return Ok(id),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let id = redis::random_name();
+        std::fs::write(&path, &id)?;
+        Ok(id)
+    }
+
     /// The ledger's file.
     pub(crate) fn ledger(&self) -> PathBuf {
         self.path.join("ledger.sqlite")
@@ -62,7 +78,7 @@ impl Drop for State {
 }
 
 /// Names a key's file and tells nothing about the key: eight bytes of its SHA-256.
-fn fingerprint(key: &Secret) -> String {
+pub(crate) fn fingerprint(key: &Secret) -> String {
     let hash = digest(&SHA256, key.expose().as_bytes());
     hash.as_ref().iter().take(8).fold(String::new(), |mut hex, byte| {
         // Writing into a string cannot fail.

@@ -26,6 +26,16 @@ pub(crate) fn status(app: &App) -> Value {
             "paced": now.paced,
             "drift": now.drift,
             "attempts": now.attempts,
+            "shared": account.queue.shared_view().map(|view| json!({
+                "state": view.state,
+                "replicas": view.replicas,
+                "members": view.told.members,
+                "away": view.told.away,
+                "used": view.told.used,
+                "jobs_live": view.told.live,
+                "waits_for": view.told.why,
+                "silent_secs": view.silent_secs,
+            })),
             "counts": app.metrics.totals(index),
         })
     });

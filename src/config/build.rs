@@ -3,7 +3,7 @@
 use super::reader::Section;
 use super::report::Problems;
 use super::source::Surroundings;
-use super::{Config, document::Table};
+use super::{Config, State, document::Table};
 
 mod accounts;
 mod credits;
@@ -11,6 +11,7 @@ mod plans;
 mod policy;
 mod ports;
 mod protocols;
+mod redis;
 mod rules;
 mod state;
 mod upstream;
@@ -45,6 +46,9 @@ pub(super) fn build(table: &Table, context: &mut Context<'_>, problems: &Problem
     let state = state::read(&root, context);
     let log = state::log(&root);
     let accounts = accounts?;
+    if matches!(state, Some(State::Redis(..))) {
+        redis::refuse_unshared(&root, &accounts.used, &accounts.clients, &webhooks);
+    }
     Some(Config {
         default_account: accounts.default,
         server,

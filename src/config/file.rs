@@ -121,12 +121,15 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("protocols.*.webhook_signature", Text),
     ("state.store", Text),
     ("state.path", Text),
+    ("state.redis.url", Text),
+    ("state.redis.replicas", Number),
+    ("state.redis.user", Text),
+    ("state.redis.password.env", Text),
+    ("state.redis.password.file", Text),
+    ("state.redis.password.command", Texts),
     ("log.format", Text),
     ("log.level", Text),
 ];
-
-/// Keys of the design that a later version will read.
-pub(super) const LATER: &[&str] = &["state.redis"];
 
 /// Every key that `proxy.toml` may have, as a dotted path; `*` stands for a name of the operator's choice.
 pub fn keys() -> impl Iterator<Item = &'static str> {

@@ -13,7 +13,7 @@ use super::build::{self, Context};
 use super::document::Table;
 use super::report::{Place, Problems};
 use super::source::Surroundings;
-use super::{Config, Report, State, overrides, unknown};
+use super::{Config, Report, overrides, unknown};
 
 /// The annotated default configuration, as `sluicegate init` writes it.
 pub const TEMPLATE: &str = include_str!("../../proxy.toml");
@@ -116,7 +116,7 @@ fn load_found(file: Found, sources: &Sources) -> Result<Loaded, Report> {
 ///
 /// Where it cannot be made or written.
 pub fn prepare(config: &Config) -> Result<(), Report> {
-    let State::Local(path) = &config.state else {
+    let Some(path) = config.state.path() else {
         return Ok(());
     };
     let failed = |what: &str, error: std::io::Error| {

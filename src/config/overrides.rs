@@ -60,11 +60,6 @@ fn value(kind: Kind, text: &str, place: &Place) -> Value {
 }
 
 fn report_unknown(name: &str, place: &Place, problems: &Problems) {
-    let of = |path: &str| file::variable(path).is_some_and(|variable| variable == name);
-    if file::LATER.iter().any(|path| of(path)) {
-        let help = Some("unset it".to_owned());
-        return problems.add(place, format!("{name} is not supported by this version"), help);
-    }
     let known: Vec<String> = file::keys().filter_map(file::variable).chain([CONFIG.to_owned()]).collect();
     let help = suggest::nearest(name, known.iter().map(String::as_str)).map_or_else(
         || "variables are named SLUICEGATE_<SECTION>_<KEY>".to_owned(),

@@ -207,16 +207,12 @@ impl<'a> Section<'a> {
         self.read(key, parse).unwrap_or(false)
     }
 
-    /// One of a few words; the first is the default. `later`: words that a later version will know.
-    pub(super) fn choice<T: Copy>(&self, key: &str, words: &[(&str, T)], later: &[&str]) -> Option<T> {
+    /// One of a few words; the first is the default.
+    pub(super) fn choice<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Option<T> {
         self.read(key, |value| {
             let word = text(value)?;
             if let Some((_, meaning)) = words.iter().find(|(name, _)| *name == word) {
                 return Ok(*meaning);
-            }
-            if later.contains(&word) {
-                let complaint = Complaint::new(format!("= \"{word}\" is not supported by this version"));
-                return Err(complaint.help("remove it to get the default"));
             }
             let names = words.iter().map(|(name, _)| *name);
             let all: Vec<String> = names.clone().map(|name| format!("\"{name}\"")).collect();

@@ -1,4 +1,4 @@
-//! Keys that nothing reads: misspelled, misplaced, or of a later version.
+//! Keys that nothing reads: misspelled or misplaced.
 
 use super::document::{Entry, Table, Value};
 use super::reader::join;
@@ -21,9 +21,6 @@ fn walk(table: &Table, path: &str, pattern: &str, problems: &Problems) {
             if !file::is_value(&pattern) {
                 descend(&entry.node.value, &path, &pattern, problems);
             }
-        } else if file::LATER.contains(&pattern.as_str()) {
-            let help = Some("remove it".to_owned());
-            problems.add(&entry.key, format!("{path} is not supported by this version"), help);
         } else {
             problems.add(&entry.key, format!("{path} is not a known key"), advice(entry, &pattern, &known));
         }

@@ -256,14 +256,15 @@ impl Jobs {
             // A clock that was set during a reboot must not end it before it was looked at for a while.
             let age = job.at.age(&moment).at_most_if_guessed(self.settings.max_age / 2);
             let (started, seen_start) = now.checked_sub(age).map_or((now, false), |started| (started, true));
-            let slot = self.queues[owner.account].adopt(owner.client);
+            let slot = self.queues[owner.account].adopt(owner.client, &job.id, &job.origin.model);
             let restored = Job::new(owner, job.number, job.origin.model.into(), slot, "unknown".into(), None);
             self.insert(&job.id, Job { started, seen_start, running: started, ..restored });
         }
         for create in known.uncertain {
             let owner = owner(&create.origin);
             let left = self.settings.uncertain.saturating_sub(create.at.age(&moment).any());
-            let (slot, model) = (self.queues[owner.account].adopt(owner.client), create.origin.model.into());
+            let slot = self.queues[owner.account].adopt(owner.client, "", &create.origin.model);
+            let model = create.origin.model.into();
             self.keep(create.number, Uncertain { slot, owner, model }, now + left);
         }
         for job in known.ended {
@@ -312,6 +313,25 @@ impl Jobs {
         }
     }
 
+    /// Looks after a job whose replica is gone, in the slot that it left; without an id it is a create of unknown outcome.
+    pub(crate) fn take_over(&self, account: usize, id: &str, model: &str, client: &str, slot: Slot) {
+        let client = self.clients.iter().position(|name| name == client).unwrap_or(0);
+        let (owner, number) = (Owner { account, client }, self.ledger.number());
+        if id.is_empty() {
+            let until = Instant::now() + self.settings.uncertain;
+            return self.keep(number, Uncertain { slot, owner, model: model.into() }, until);
+        }
+        if let Some(mut job) = self.table.get_mut(id).filter(|job| job.slot.is_some()) {
+            // Seen here before, when it was another's.
+            let seen = job.slot.replace(slot);
+            drop(job);
+            return drop(seen);
+        }
+        let job = Job::new(owner, number, model.into(), slot, "unknown".into(), None);
+        self.insert(id, Job { seen_start: false, ..job });
+        self.ledger.seen(number, id, self.origin(owner, model));
+    }
+
     /// Keeps what was learned of run times since the last time.
     pub(crate) fn save_learned(&self) {
         let learned = self.models.changed();
@@ -329,9 +349,9 @@ impl Jobs {
     /// A job that somebody still waits for is looked at now, unless it is known to be live: it may have ended unseen.
     pub(crate) fn look_again(&self, id: &str, owner: Owner) {
         if self.table.get(id).is_none_or(|job| job.slot.is_none()) {
-            let slot = self.queues[owner.account].adopt(owner.client);
             let known = self.table.get(id).map(|job| (job.number, Arc::clone(&job.model)));
             let (number, model) = known.unwrap_or_else(|| (0, "unknown".into()));
+            let slot = self.queues[owner.account].adopt(owner.client, id, &model);
             let again = Job::new(owner, number, model, slot, "unknown".into(), None);
             self.insert(id, Job { seen_start: false, ..again });
         }
@@ -423,8 +443,8 @@ impl Jobs {
         }
         // Started past this proxy, or before it knew: the upstream counts it, so we do.
         let Some(status) = status else { return };
-        let (slot, number) = (self.queues[owner.account].adopt(owner.client), self.ledger.number());
         let model = self.protocol.model_in(path).unwrap_or_else(|| "unknown".into());
+        let (slot, number) = (self.queues[owner.account].adopt(owner.client, id, &model), self.ledger.number());
         let running = Job::new(owner, number, model.as_str().into(), slot, status, Some(told));
         if self.insert(id, Job { seen_start: false, ..running }) {
             self.ledger.seen(number, id, self.origin(owner, &model));
@@ -446,6 +466,9 @@ impl Jobs {
     /// False where the id is that of a live job: it is one job, and the slot it holds is enough.
     fn insert(&self, id: &str, job: Job) -> bool {
         let (model, started) = (Arc::clone(&job.model), job.started);
+        if let Some(slot) = &job.slot {
+            slot.bind(id, &model);
+        }
         let (replaced, is_new) = match self.table.entry(id.to_owned()) {
             Entry::Occupied(known) if known.get().slot.is_some() => (Some(job), false),
             Entry::Occupied(mut ended) => (Some(ended.insert(job)), true),

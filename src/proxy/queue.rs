@@ -17,7 +17,9 @@ use super::quota::{Claim, Places, Quota, Share, View, Wait};
 use self::line::{Jobs, Line, Need, Shares, Ticket};
 
 use self::permit::Stage;
+use self::shared::{Place, Sender, Shared};
 
+pub(crate) use self::broker::{Adopted, SharedView};
 pub(crate) use self::line::Class;
 pub(crate) use self::permit::{Permit, Slot};
 
@@ -26,6 +28,12 @@ pub(crate) mod line;
 
 /// What a turn is made of.
 mod permit;
+
+/// What replicas share, as one of them knows it.
+mod shared;
+
+/// The calls that keep it so.
+mod broker;
 
 /// One upstream key: its quota, its job slots and everyone who waits for them.
 pub(crate) struct Account {
@@ -37,6 +45,8 @@ pub(crate) struct Account {
     book: Mutex<Book>,
     /// Tells the timer that the next wake-up has moved forward.
     timer: Notify,
+    /// Tells the broker that the store has to hear of something; nobody listens where nothing is shared.
+    broker: Notify,
 }
 
 struct Book {
@@ -52,10 +62,19 @@ struct Book {
     /// Such refusals in a row.
     refused_for_jobs: u32,
     clients: Clients,
-    line: Line<oneshot::Sender<Turn>>,
+    line: Line<Waiter>,
     wake_at: Option<Instant>,
     ring: Option<Ring>,
     attempts: u64,
+    /// Where replicas share the account.
+    shared: Option<Box<Shared>>,
+}
+
+/// Somebody in the line.
+struct Waiter {
+    sender: Sender,
+    /// After this it does not wait for another try.
+    deadline: Instant,
 }
 
 struct Clients(Vec<ClientBook>);
@@ -174,20 +193,22 @@ impl Account {
                 wake_at: None,
                 ring,
                 attempts: 0,
+                shared: None,
             }),
             timer: Notify::new(),
+            broker: Notify::new(),
         })
     }
 
     /// Waits for a turn until the deadline. Dropping the future leaves the line and spends nothing.
     pub(crate) async fn turn(self: &Arc<Self>, ask: Ask) -> Result<Turn, NoTurn> {
-        let (receiver, ticket) = match self.enter(ask)? {
+        let (receiver, ticket, until) = match self.enter(ask)? {
             Entered::Served(turn) => return Ok(turn),
-            Entered::Waits(receiver, ticket) => (receiver, ticket),
+            Entered::Waits(receiver, ticket, until) => (receiver, ticket, until),
         };
         let _leave = Leave { account: self, ticket };
         // An error means that the deadline passed: the sender lives in the line until it is used.
-        if let Ok(Ok(turn)) = tokio::time::timeout_at(ask.deadline, receiver).await {
+        if let Ok(Ok(turn)) = tokio::time::timeout_at(until, receiver).await {
             return Ok(turn);
         }
         let now = Instant::now();
@@ -213,18 +234,23 @@ impl Account {
         if need == Need::Slot && !book.patient(ask.deadline, now) {
             book.hurried_until = book.hurried_until.max(ask.deadline).max(now + Duration::from_nanos(1));
         }
-        if book.line.is_empty() && book.free_for(need, ask.client, now) {
+        let free = book.line.is_empty() && book.free_for(need, ask.client, now);
+        // A store has to be asked, and who would be refused at once waits for its answer.
+        let asks = book.shared.as_ref().filter(|shared| shared.asks()).map(|shared| shared.patience());
+        if free && asks.is_none() {
             let claim = book.grant(need, ask.client, now);
             drop(guard);
-            return Ok(Entered::Served(self.make_turn(ticket, need, claim)));
+            return Ok(Entered::Served(self.make_turn(ticket, need, claim, None)));
         }
+        let until = asks.filter(|_| free).map_or(ask.deadline, |patience| ask.deadline.max(now + patience));
         let earliest = book.earliest(ask.client, now);
         if earliest > ask.deadline.max(now) {
             return Err(NoTurn::TooLate { retry_in: earliest - now });
         }
-        if ask.deadline <= now {
+        if until <= now {
+            let live = book.live_in_all();
             return Err(match book.jobs_limit {
-                Some(limit) if need == Need::Slot && book.live >= limit => NoTurn::NoSlot { live: book.live, limit },
+                Some(limit) if need == Need::Slot && live >= limit => NoTurn::NoSlot { live, limit },
                 _ => NoTurn::Deadline { retry_in: earliest - now },
             });
         }
@@ -232,10 +258,10 @@ impl Account {
             return Err(NoTurn::Full { waiting: book.line.len(), retry_in: earliest - now });
         }
         let (sender, receiver) = oneshot::channel();
-        book.line.join(ticket, need, sender);
+        book.line.join(ticket, need, Waiter { sender, deadline: ask.deadline });
         drop(guard);
         self.pump();
-        Ok(Entered::Waits(receiver, ticket))
+        Ok(Entered::Waits(receiver, ticket, until))
     }
 
     /// Gives turns for as long as somebody can go, then sets the timer.
@@ -243,19 +269,27 @@ impl Account {
         loop {
             let now = Instant::now();
             let mut book = self.book();
-            let Some((ticket, need, claim, sender)) = book.next(now) else {
+            let Some((ticket, need, claim, waiter)) = book.next(now) else {
                 let wake_at = book.next_wake(now);
                 let earlier = wake_at.is_some_and(|at| book.wake_at.is_none_or(|set| at < set));
                 book.wake_at = wake_at;
+                let urgent = book.is_urgent();
                 drop(book);
                 if earlier {
                     self.timer.notify_one();
                 }
+                if urgent {
+                    self.broker.notify_one();
+                }
                 return;
             };
+            if let Some(shared) = book.shared.as_mut().filter(|shared| shared.asks()) {
+                shared.ask(ticket, need, claim, waiter);
+                continue;
+            }
             drop(book);
             // A waiter that has just given up drops the turn, and so gives back what it holds.
-            drop(sender.send(self.make_turn(ticket, need, claim)));
+            drop(waiter.sender.send(self.make_turn(ticket, need, claim, None)));
         }
     }
 
@@ -266,16 +300,25 @@ impl Account {
             client,
             claim: Claim { probe: false },
             stage: Stage::Unmetered,
+            place: None,
             starts_job: false,
         };
         Turn { permit, slot: None, seq: 0 }
     }
 
-    fn make_turn(self: &Arc<Self>, ticket: Ticket, need: Need, claim: Claim) -> Turn {
+    /// `granted`: what the store gave for it.
+    fn make_turn(
+        self: &Arc<Self>,
+        ticket: Ticket,
+        need: Need,
+        claim: Claim,
+        granted: Option<(Place, Option<u64>)>,
+    ) -> Turn {
         let starts_job = ticket.class == Class::Create;
-        let permit =
-            Permit { account: Arc::clone(self), client: ticket.client, claim, stage: Stage::Reserved, starts_job };
-        let slot = (need == Need::Slot).then(|| Slot { account: Arc::clone(self), client: ticket.client });
+        let (place, shared) = granted.map_or((None, None), |(place, slot)| (Some(place), slot));
+        let (account, client, stage) = (Arc::clone(self), ticket.client, Stage::Reserved);
+        let permit = Permit { account, client, claim, stage, place, starts_job };
+        let slot = (need == Need::Slot).then(|| Slot { account: Arc::clone(self), client, shared });
         Turn { permit, slot, seq: ticket.seq }
     }
 
@@ -294,13 +337,19 @@ impl Account {
         }
     }
 
-    /// Counts a job that this process did not start through the queue: restored, or seen for the first time in a status answer.
-    pub(crate) fn adopt(self: &Arc<Self>, client: usize) -> Slot {
+    /// Counts a job that this process did not start through the queue: restored, or seen for the first time in a status answer. `job` is
+    /// empty for a create of unknown outcome.
+    pub(crate) fn adopt(self: &Arc<Self>, client: usize, job: &str, model: &str) -> Slot {
         let mut book = self.book();
         book.live += 1;
         book.clients.0[client].live += 1;
+        let shared = book.shared.as_mut().map(|shared| shared.hold_slot(client, job, model));
+        let urgent = book.is_urgent();
         drop(book);
-        Slot { account: Arc::clone(self), client }
+        if urgent {
+            self.broker.notify_one();
+        }
+        Slot { account: Arc::clone(self), client, shared }
     }
 
     /// Limits for the headers of an answer to `client`: the tighter of its own and the account's.
@@ -313,7 +362,8 @@ impl Account {
     pub(crate) fn jobs_are_at_the_limit(&self) -> bool {
         let now = Instant::now();
         let mut book = self.book();
-        let full = book.jobs_limit.is_some_and(|limit| book.live >= limit);
+        let live = book.live_in_all();
+        let full = book.jobs_limit.is_some_and(|limit| live >= limit);
         match book.quota.used(now) {
             // Without a rate there is nothing else to be over.
             None => book.jobs_limit.is_some(),
@@ -334,7 +384,7 @@ impl Account {
             rate: book.quota.rate(),
             slots: book.jobs_limit,
             creates_waiting: u32::try_from(book.line.wanting_slots()).unwrap_or(u32::MAX),
-            quota_short: !book.line.is_empty() && book.quota.ready(now).is_err(),
+            quota_short: !book.line.is_empty() && book.ready(now).is_err(),
         }
     }
 
@@ -356,8 +406,9 @@ impl Account {
             jobs_limit: book.jobs_limit,
             live: book.live,
             waiting: book.line.len(),
-            paced: book.quota.paced(),
-            drift: book.quota.drift(),
+            paced: book.quota.paced() || book.shared.as_ref().is_some_and(|shared| shared.told.paced),
+            // What other replicas sent since they were last heard of would be taken for that.
+            drift: if book.shared.is_some() { 0 } else { book.quota.drift() },
             attempts: book.attempts,
         }
     }
@@ -378,9 +429,12 @@ impl Account {
         let mut book = self.book();
         change(&mut book);
         let waiting = !book.line.is_empty();
+        let urgent = book.is_urgent();
         drop(book);
         if waiting {
             self.pump();
+        } else if urgent {
+            self.broker.notify_one();
         }
     }
 }
@@ -394,7 +448,8 @@ async fn sleep_until(at: Option<Instant>) {
 
 enum Entered {
     Served(Turn),
-    Waits(oneshot::Receiver<Turn>, Ticket),
+    /// Until then.
+    Waits(oneshot::Receiver<Turn>, Ticket, Instant),
 }
 
 /// Leaves the line on drop: the deadline passed, or the caller hung up.
@@ -405,15 +460,34 @@ struct Leave<'a> {
 
 impl Drop for Leave<'_> {
     fn drop(&mut self) {
-        let sender = self.account.book().line.leave(self.ticket);
-        drop(sender);
+        let waiter = self.account.book().line.leave(self.ticket);
+        drop(waiter);
     }
 }
 
 impl Book {
+    /// May an attempt leave at `now`, or be asked for?
+    fn ready(&mut self, now: Instant) -> Result<(), Wait> {
+        self.quota.ready(now)?;
+        match &self.shared {
+            Some(shared) => shared.ready(self.quota.log(), now),
+            None => Ok(()),
+        }
+    }
+
+    fn is_urgent(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.is_urgent())
+    }
+
+    /// Jobs of all replicas, as far as is known.
+    fn live_in_all(&self) -> u32 {
+        self.shared.as_ref().map_or(self.live, |shared| self.live.max(shared.told.live))
+    }
+
     fn jobs(&mut self, now: Instant) -> Jobs {
+        let shared = self.shared.as_ref().is_none_or(|shared| shared.slots_open(now));
         Jobs {
-            slot: self.jobs_limit.is_none_or(|limit| self.live < limit && self.looks_open(now).is_none()),
+            slot: shared && self.jobs_limit.is_none_or(|limit| self.live < limit && self.looks_open(now).is_none()),
             room: self.no_room_until.is_none_or(|until| until <= now),
         }
     }
@@ -427,6 +501,10 @@ impl Book {
     /// back while it runs are those that the live jobs' looks need. Its create then waits, rather than its end.
     fn looks_open(&mut self, now: Instant) -> Option<Instant> {
         let ((limit, window), slots, held) = (self.quota.rate()?, self.jobs_limit?, self.held?);
+        // What others leave for looks is not known.
+        if self.shared.is_some() {
+            return None;
+        }
         // Long jobs outlive the window, and a plan with many slots has few attempts for each anyway.
         if now < self.hurried_until || held >= window || slots.saturating_add(1) > limit / 2 {
             return None;
@@ -450,7 +528,7 @@ impl Book {
             Need::Room => jobs.room,
             Need::Slot => jobs.room && jobs.slot && self.clients.slot(client),
         };
-        may_start && self.clients.rate(client, now).is_ok() && self.quota.ready(now).is_ok()
+        may_start && self.clients.rate(client, now).is_ok() && self.ready(now).is_ok()
     }
 
     fn grant(&mut self, need: Need, client: usize, now: Instant) -> Claim {
@@ -462,14 +540,29 @@ impl Book {
         self.quota.reserve(now)
     }
 
-    fn next(&mut self, now: Instant) -> Option<(Ticket, Need, Claim, oneshot::Sender<Turn>)> {
-        if self.line.is_empty() || self.quota.ready(now).is_err() {
+    fn next(&mut self, now: Instant) -> Option<(Ticket, Need, Claim, Waiter)> {
+        if self.line.is_empty() || self.ready(now).is_err() {
             return None;
         }
         let jobs = self.jobs(now);
-        let (ticket, need, sender) = self.line.next(now, jobs, &self.clients)?;
+        let (ticket, need, waiter) = self.line.next(now, jobs, &self.clients)?;
         let claim = self.grant(need, ticket.client, now);
-        Some((ticket, need, claim, sender))
+        Some((ticket, need, claim, waiter))
+    }
+
+    /// The opposite of `next`. Who has no time left, or has left, gets no other try.
+    fn put_back(&mut self, (ticket, need, claim, waiter): (Ticket, Need, Claim, Waiter), now: Instant) {
+        self.quota.release(claim, now);
+        self.clients.0[ticket.client].share.refund();
+        if need == Need::Slot {
+            self.live = self.live.saturating_sub(1);
+            let client = &mut self.clients.0[ticket.client];
+            client.live = client.live.saturating_sub(1);
+            self.line.slot_freed(ticket.client);
+        }
+        if waiter.deadline > now && !waiter.sender.is_closed() {
+            self.line.join(ticket, need, waiter);
+        }
     }
 
     /// When time alone may let somebody go.
@@ -477,24 +570,33 @@ impl Book {
         if self.line.is_empty() {
             return None;
         }
-        match self.quota.ready(now) {
+        match self.ready(now) {
             Err(Wait::Until(at)) => return Some(at),
             Err(Wait::ForEvent(latest)) => return latest,
             Ok(()) => {}
         }
         let room = self.no_room_until.filter(|until| *until > now);
-        let looks = if self.line.wanting_slots() > 0 { self.looks_open(now) } else { None };
-        room.into_iter().chain(self.line.next_rate()).chain(looks).min()
+        let wants_slots = self.line.wanting_slots() > 0;
+        let looks = if wants_slots { self.looks_open(now) } else { None };
+        let slots = self.shared.as_ref().and_then(|shared| shared.slots_until()).filter(|at| wants_slots && *at > now);
+        room.into_iter().chain(self.line.next_rate()).chain(looks).chain(slots).min()
     }
 
     /// A lower bound for the next departure of `client`, from rates alone.
     fn earliest(&mut self, client: usize, now: Instant) -> Instant {
         let own = self.clients.rate(client, now).err().unwrap_or(now);
-        self.quota.earliest(now).max(own)
+        let shared = match self.shared.as_ref().map(|shared| shared.ready(self.quota.log(), now)) {
+            Some(Err(Wait::Until(at))) => at,
+            _ => now,
+        };
+        self.quota.earliest(now).max(own).max(shared)
     }
 
     fn view(&mut self, client: usize, now: Instant) -> Option<View> {
-        let account = self.quota.view(now);
+        let account = self.quota.view(now).map(|view| match &self.shared {
+            Some(shared) => shared.tighten(view, now),
+            None => view,
+        });
         let own = self.clients.0[client].share.view(now);
         match (account, own) {
             (Some(account), Some(own)) if own.remaining <= account.remaining => Some(own),

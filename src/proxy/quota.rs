@@ -330,6 +330,14 @@ impl Quota {
         self.drift
     }
 
+    /// Until when a 429 keeps everyone waiting.
+    pub(crate) fn closed_until(&self) -> Option<Instant> {
+        match self.gate {
+            Gate::Closed(until) => Some(until),
+            Gate::Open | Gate::Probing(_) => None,
+        }
+    }
+
     /// The log, for restoring what an earlier process sent.
     pub(crate) fn log(&mut self) -> Option<&mut WindowLog> {
         self.rate.as_mut().map(|rate| &mut rate.log)

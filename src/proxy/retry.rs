@@ -232,6 +232,9 @@ impl Sending<'_> {
                     return Err(unsent(Unreachable::Timeout));
                 }
             };
+            if permit.is_stale() {
+                return Err(unsent(Unreachable::Timeout));
+            }
             let Some(body) = self.worker.app.bodies.send(&mut self.held, &upload) else {
                 break;
             };

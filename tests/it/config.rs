@@ -502,7 +502,7 @@ fn state_goes_where_the_platform_keeps_it() {
     let mut sources = scratch.sources();
     let state = |sources: &Sources| match config::load(sources).unwrap().config.state {
         State::Local(path) => path,
-        State::Memory => panic!("local is the default"),
+        other => panic!("local is the default, not {other:?}"),
     };
     if cfg!(target_os = "linux") {
         assert_eq!(state(&sources), Path::new("/home/someone/.local/state/sluicegate"));
@@ -514,6 +514,22 @@ fn state_goes_where_the_platform_keeps_it() {
     sources.env = BTreeMap::from([("CORE_API_KEY".to_owned(), "k".to_owned())]);
     assert!(config::load(&sources).unwrap_err().to_string().contains("HOME is not set"));
     assert_eq!(valid("memory").config.state, State::Memory);
+}
+
+#[test]
+fn replicas_share_through_redis() {
+    let State::Redis(path, redis) = valid("redis").config.state else { panic!("another store") };
+    assert_eq!((path.as_path(), redis.replicas.get()), (Path::new("/var/lib/sluicegate"), 4));
+    assert_eq!((&*redis.url, redis.user.as_deref()), ("redis://redis.internal:6380/3", Some("sluicegate")));
+    assert_eq!(format!("{:?}", redis.password), "Some([redacted])");
+    // A file that only lay in the directory may not choose another machine to keep the plan, and send it a password.
+    let scratch = Scratch::new();
+    let store = "[state]\nstore = \"redis\"\nredis = { url = \"redis://redis.internal\", replicas = 2 }";
+    scratch.write("proxy.toml", format!("{MINIMAL}\n{store}\n"));
+    let report = config::load(&scratch.sources()).unwrap_err().to_string();
+    assert!(report.contains("only found in the directory") && report.contains("--config"), "{report}");
+    assert!(scratch.load("named.toml", &format!("{MINIMAL}\n{store}\n")).is_ok());
+    assert!(scratch.load("named.toml", &format!("{MINIMAL}\n{store}\n").replace("redis.internal", "[::1]:1")).is_ok());
 }
 
 #[test]

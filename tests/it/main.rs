@@ -67,6 +67,8 @@ mod cancel;
 
 mod protocols;
 
+mod redis;
+
 mod restart;
 
 mod ledger;

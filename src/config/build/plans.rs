@@ -31,8 +31,8 @@ fn plan(name: &str, section: &Section<'_>) -> Plan {
         name: name.to_owned(),
         requests: requests(section),
         concurrent_jobs: section.read("concurrent_jobs", |value| count(value, &LIMIT)).and_then(nonzero),
-        pacing: section.choice("pacing", &pacing, &[]).unwrap_or(Pacing::Auto),
-        llm: section.choice("llm", &llm, &[]).unwrap_or(Llm::Shared),
+        pacing: section.choice("pacing", &pacing).unwrap_or(Pacing::Auto),
+        llm: section.choice("llm", &llm).unwrap_or(Llm::Shared),
         credits_per_day: section.read("credits_per_day", super::credits::budget),
     }
 }

@@ -46,7 +46,7 @@ pub(super) fn retry(root: &Section<'_>) -> Retry {
         initial_backoff,
         max_backoff,
         statuses: section.list("statuses", status).map_or_else(|| STATUSES.to_vec(), sorted),
-        creates: section.choice("creates", &words, &[]).unwrap_or(RetryCreates::Documented),
+        creates: section.choice("creates", &words).unwrap_or(RetryCreates::Documented),
         budget: section.read("budget", share).unwrap_or(0.2),
         budget_floor: u32::try_from(section.count("budget_floor", 10, 0..=1_000_000)).unwrap_or(u32::MAX),
     }

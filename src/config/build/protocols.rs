@@ -54,7 +54,7 @@ fn one(name: &str, section: &Section<'_>) -> Protocol {
         not_found: section.read("not_found", json).unwrap_or(usual.not_found),
         webhook: section.read("webhook", single),
         webhook_events: section.read("webhook_events", single),
-        webhook_signature: section.choice("webhook_signature", &signatures, &[]).unwrap_or(usual.webhook_signature),
+        webhook_signature: section.choice("webhook_signature", &signatures).unwrap_or(usual.webhook_signature),
     };
     one_word_one_meaning(section, &protocol);
     protocol

@@ -13,16 +13,22 @@ use crate::config::{Log, LogFormat, State, suggest};
 enum Store {
     Local,
     Memory,
+    Redis,
 }
 
 /// `None` where there is no directory to keep state in, which is a problem by then.
-pub(super) fn read(root: &Section<'_>, context: &Context<'_>) -> Option<State> {
+pub(super) fn read(root: &Section<'_>, context: &mut Context<'_>) -> Option<State> {
     let section = root.section("state");
-    let store = section.choice("store", &[("local", Store::Local), ("memory", Store::Memory)], &["redis"]);
+    let stores = [("local", Store::Local), ("memory", Store::Memory), ("redis", Store::Redis)];
+    let store = section.choice("store", &stores);
     let path = section.read("path", |value| match text(value)? {
         "" => Err(Complaint::new("names no directory")),
         path => Ok(context.surroundings.directory.join(path)),
     });
+    if section.has("redis") && store != Some(Store::Redis) {
+        let complaint = Complaint::new("is of no use without store = \"redis\"");
+        section.complain("redis", complaint.help("write store = \"redis\", or remove it"));
+    }
     if store == Some(Store::Memory) {
         return Some(State::Memory);
     }
@@ -36,6 +42,9 @@ pub(super) fn read(root: &Section<'_>, context: &Context<'_>) -> Option<State> {
             section.complain("path", Complaint::new(format!("= {} is not a directory", path.display())));
         }
         Some(_) => {}
+    }
+    if store == Some(Store::Redis) {
+        return super::redis::read(&section, path?, context);
     }
     path.map(State::Local)
 }
@@ -59,7 +68,7 @@ pub(super) fn log(root: &Section<'_>) -> Log {
     let section = root.section("log");
     let words = [("auto", LogFormat::Auto), ("text", LogFormat::Text), ("json", LogFormat::Json)];
     Log {
-        format: section.choice("format", &words, &[]).unwrap_or(LogFormat::Auto),
+        format: section.choice("format", &words).unwrap_or(LogFormat::Auto),
         level: section.read("level", level).unwrap_or_else(|| "info".to_owned()),
     }
 }

@@ -21,8 +21,7 @@ pub(super) fn read(root: &Section<'_>, protocols: &[Arc<Protocol>], context: &Co
     let protocol = section.read("protocol", |value| named(text(value)?, protocols));
     let protocol = protocol.or_else(|| protocols.first().cloned()).unwrap_or_else(|| Arc::new(protocol::core_today()));
     let url = url(&section, &protocol, context);
-    let http2 =
-        section.choice("http2", &[("auto", Http2::Auto), ("never", Http2::Never), ("always", Http2::Always)], &[]);
+    let http2 = section.choice("http2", &[("auto", Http2::Auto), ("never", Http2::Never), ("always", Http2::Always)]);
     Upstream {
         url,
         protocol,
@@ -84,7 +83,7 @@ pub(super) fn routes(root: &Section<'_>) -> Vec<Route> {
         let prefix = section.required("prefix", "for example prefix = \"/v1/reports/\"", prefix);
         let words = [("account", RouteAuth::Account), ("client", RouteAuth::Client)];
         section.demand("auth", "write auth = \"client\" or auth = \"account\"");
-        let auth = section.choice("auth", &words, &[]);
+        let auth = section.choice("auth", &words);
         let (Some(prefix), Some(auth)) = (prefix, auth) else {
             continue;
         };

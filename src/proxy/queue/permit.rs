@@ -9,6 +9,7 @@ use crate::proxy::quota::feedback::Feedback;
 use crate::proxy::quota::{Claim, Refused, Stamp};
 
 use super::Account;
+use super::shared::Place;
 
 /// After a refusal for too many jobs, when one of ours can end, the next try comes no later than this.
 const LONGEST_WITHOUT_ROOM: Duration = Duration::from_secs(30);
@@ -31,6 +32,8 @@ pub(crate) struct Permit {
     pub(super) client: usize,
     pub(super) claim: Claim,
     pub(super) stage: Stage,
+    /// The store has granted it.
+    pub(super) place: Option<Place>,
     /// It is a create's.
     pub(super) starts_job: bool,
 }
@@ -39,6 +42,11 @@ impl Permit {
     /// The attempt is counted.
     pub(crate) fn is_metered(&self) -> bool {
         !matches!(self.stage, Stage::Unmetered)
+    }
+
+    /// It was granted too long ago to be sent: give it back.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.place.is_some_and(|place| place.good_until <= Instant::now())
     }
 
     /// The head is being written.
@@ -51,6 +59,9 @@ impl Permit {
         self.account.change(|book| {
             stamp = book.quota.sent(now);
             book.attempts += 1;
+            if let Some(shared) = &mut book.shared {
+                shared.sent(self.place, now);
+            }
             if let Some(ring) = &mut book.ring {
                 ring.record(now);
             }
@@ -64,6 +75,9 @@ impl Permit {
             let mut book = self.account.book();
             book.quota.unsent(stamp);
             book.attempts -= 1;
+            if let Some(shared) = &mut book.shared {
+                shared.unsent(self.place);
+            }
             self.stage = Stage::Reserved;
         }
     }
@@ -77,6 +91,12 @@ impl Permit {
         let mut switched = false;
         self.account.change(|book| {
             switched = book.quota.answered(self.claim, stamp, feedback, refused, now);
+            if let Some(shared) = &mut book.shared {
+                shared.answered(self.place, now);
+                if let (Some(Refused::Window), Some(until)) = (refused, book.quota.closed_until()) {
+                    shared.close(until, switched);
+                }
+            }
             if refused == Some(Refused::Jobs) {
                 // The refused create's own slot is one of `live`.
                 let others = book.live > 1;
@@ -100,6 +120,9 @@ impl Drop for Permit {
             Stage::Reserved => self.account.change(|book| {
                 book.quota.release(self.claim, now);
                 book.clients.0[self.client].share.refund();
+                if let Some(shared) = &mut book.shared {
+                    shared.given_back(self.place, now);
+                }
             }),
             Stage::Sent(_) => self.account.change(|book| book.quota.lost(self.claim, now)),
             Stage::Done | Stage::Unmetered => {}
@@ -118,6 +141,26 @@ impl std::fmt::Debug for Permit {
 pub(crate) struct Slot {
     pub(super) account: Arc<Account>,
     pub(super) client: usize,
+    /// Its number among those that the store knows.
+    pub(super) shared: Option<u64>,
+}
+
+impl Slot {
+    /// It is one of this account's.
+    pub(crate) fn is_of(&self, account: &Arc<Account>) -> bool {
+        Arc::ptr_eq(&self.account, account)
+    }
+
+    /// It is this job's from now on: the store is told, so that another replica can look at the job when this one is gone.
+    pub(crate) fn bind(&self, job: &str, model: &str) {
+        if let Some(slot) = self.shared {
+            self.account.change(|book| {
+                if let Some(shared) = &mut book.shared {
+                    shared.bind(slot, job, model);
+                }
+            });
+        }
+    }
 }
 
 impl Drop for Slot {
@@ -128,6 +171,9 @@ impl Drop for Slot {
             client.live = client.live.saturating_sub(1);
             book.no_room_until = None;
             book.line.slot_freed(self.client);
+            if let (Some(shared), Some(slot)) = (&mut book.shared, self.shared) {
+                shared.free_slot(slot);
+            }
         });
     }
 }

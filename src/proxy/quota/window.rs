@@ -107,6 +107,11 @@ impl WindowLog {
         returns
     }
 
+    /// When places of answered attempts come free and how many, ascending.
+    pub(crate) fn leaving(&self) -> impl DoubleEndedIterator<Item = &(Instant, u32)> {
+        self.leaving.iter()
+    }
+
     /// True when every occupied place was really sent, so that no grant given back can free one early.
     pub(crate) fn proven(&self) -> bool {
         self.reserved == 0

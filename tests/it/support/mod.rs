@@ -12,6 +12,10 @@ pub mod config;
 
 pub mod raw;
 
+pub mod redis;
+
+pub mod relay;
+
 pub mod recorder;
 
 pub mod upstream;

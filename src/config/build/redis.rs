@@ -1,0 +1,118 @@
+//! `[state] redis`: where replicas share the plan, and what they cannot share.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use super::Context;
+use super::accounts::{resolve, trusted};
+use crate::config::reader::{Complaint, Section, text};
+use crate::config::report::Place;
+use crate::config::source::Source;
+use crate::config::{Account, Client, Redis, State, Webhooks};
+use crate::state::redis;
+
+/// The store counts every attempt by itself.
+const MOST_REQUESTS: u32 = 10_000;
+
+/// Reads `state.redis`; `directory` is where the rest of the state goes.
+pub(super) fn read(state: &Section<'_>, directory: PathBuf, context: &mut Context<'_>) -> Option<State> {
+    if !state.has("redis") {
+        let help = "write redis = { url = \"redis://127.0.0.1:6379\", replicas = 4 }";
+        state.complain("redis", Complaint::new("is missing, and store = \"redis\"").help(help));
+        return None;
+    }
+    let section = state.section("redis");
+    let url = section.required("url", "like \"redis://127.0.0.1:6379\"", |value| url(text(value)?));
+    section
+        .demand("replicas", "how many replicas share the plan at most, new ones beside old ones in an update included");
+    let replicas = section.count("replicas", 1, 1..=1000);
+    let user = section.read("user", |value| match text(value)? {
+        "" => Err(Complaint::new("names nobody")),
+        user => Ok(user.to_owned()),
+    });
+    let password = trusted(section.read("password", Source::parse), &section, "password", context);
+    let password = resolve(password.as_ref(), &section, "password", context).map(|found| found.secret);
+    if user.is_some() && !section.has("password") {
+        section.demand("password", "write password = { env = \"REDIS_PASSWORD\" }");
+    }
+    let url = url?;
+    elsewhere(&url, &section, password.is_some(), context);
+    let replicas = u32::try_from(replicas).ok().and_then(NonZeroU32::new)?;
+    Some(State::Redis(directory, Redis { url, user, password, replicas }))
+}
+
+/// Complaints never quote the URL: it may hold a password.
+fn url(text: &str) -> Result<String, Complaint> {
+    let rest = text.strip_prefix("rediss://").or_else(|| text.strip_prefix("redis://"));
+    let Some(rest) = rest else {
+        return Err(Complaint::new("must start with redis://, or rediss:// for TLS"));
+    };
+    if rest.contains('@') {
+        let complaint = Complaint::new("must not hold a user or password");
+        return Err(complaint.help("write user = \"name\" and password = { env = \"REDIS_PASSWORD\" }"));
+    }
+    if rest.contains(['?', '#']) {
+        return Err(Complaint::new("must not have a query or fragment").help("leave out what follows ? or #"));
+    }
+    if rest.is_empty() || rest.starts_with(['/', ':']) {
+        return Err(Complaint::new("must name a host"));
+    }
+    redis::is_usable(text).map_err(|_| Complaint::new("is not a valid URL"))?;
+    Ok(text.to_owned())
+}
+
+/// A file that only lay in the directory may not choose who counts, nor who gets a password.
+fn elsewhere(url: &str, section: &Section<'_>, password: bool, context: &mut Context<'_>) {
+    let host = url.split_once("://").map_or("", |(_, rest)| rest).split('/').next().unwrap_or_default();
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host).trim_matches(['[', ']']);
+    let here = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    if here {
+        return;
+    }
+    if !context.trusted && matches!(section.place("url"), Place::File(_)) {
+        let complaint = Complaint::new(
+            "would have the plan kept by another machine, and this file was only found in the directory",
+        );
+        section.complain("url", complaint.help("if you trust the file, name it: --config proxy.toml"));
+    } else if password && url.starts_with("redis://") {
+        context
+            .warnings
+            .push("state.redis.password travels in the clear: use rediss:// outside of a trusted network".into());
+    }
+}
+
+/// What replicas would each spend for themselves: better refused than exceeded.
+pub(super) fn refuse_unshared(root: &Section<'_>, accounts: &[Account], clients: &[Client], webhooks: &Webhooks) {
+    let plans = root.named("plans");
+    for account in accounts {
+        let Some((_, plan)) = plans.iter().find(|(name, _)| *name == account.plan.name) else { continue };
+        if account.plan.credits_per_day.is_some() && plan.has("credits_per_day") {
+            let complaint = Complaint::new("is not shared between replicas by this version");
+            plan.complain(
+                "credits_per_day",
+                complaint.help("remove it, or use state.store = \"local\" with one process"),
+            );
+        }
+        if account.plan.requests.is_some_and(|requests| requests.limit.get() > MOST_REQUESTS) {
+            let key = if plan.has("requests") { "requests" } else { "requests_per_minute" };
+            let complaint = Complaint::new(format!("must be at most {MOST_REQUESTS} with state.store = \"redis\""));
+            plan.complain(key, complaint.help("use state.store = \"local\" with one process"));
+        }
+    }
+    for (section, client) in root.items("clients").into_iter().zip(clients) {
+        let limited = |plan: &crate::config::Plan| {
+            plan.requests.is_some() || plan.concurrent_jobs.is_some() || plan.credits_per_day.is_some()
+        };
+        if client.plan.as_deref().is_some_and(limited) {
+            let complaint =
+                Complaint::new("limits the client in each replica alone, and its replicas share the account");
+            section.complain("plan", complaint.help("remove it, or use state.store = \"local\" with one process"));
+        }
+    }
+    if webhooks.inbound.is_some() {
+        let complaint =
+            Complaint::new("would get webhooks of other replicas' jobs, which this version does not pass on");
+        let help = "remove it and public_url: jobs are looked at, and webhooks delivered, without it";
+        root.section("webhooks").complain("listen", complaint.help(help));
+    }
+}

@@ -1,0 +1,178 @@
+//! The calls to the store that replicas share: one at a time for an account, with all that was asked for and noted meanwhile.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::shared::Metrics;
+use crate::state::redis::wire::{Op, Reply, Request, SlotEntry};
+use crate::state::redis::{Failure, Link, Terms};
+
+use super::shared::{News, Outcome, Shared, Told};
+use super::{Account, Slot};
+
+/// A slot that came to us from a replica that is gone.
+pub(crate) struct Adopted {
+    pub(crate) slot: Slot,
+    pub(crate) entry: SlotEntry,
+}
+
+/// What an operator sees of the store.
+#[derive(Debug, Clone)]
+pub(crate) struct SharedView {
+    /// `up`, `joining`, `no_seat`, `holding`, `share`, `stopped`.
+    pub(crate) state: &'static str,
+    pub(crate) replicas: u32,
+    /// While the store does not answer: for how long.
+    pub(crate) silent_secs: f64,
+    pub(crate) told: Told,
+}
+
+impl Account {
+    /// From now on the account is shared under these terms, by the replica of this name. Before anything is taken.
+    pub(crate) fn share(&self, terms: Terms, id: String, clients: Vec<String>) {
+        let now = Instant::now();
+        let mut book = self.book();
+        let shared = Shared::new(terms, id, self.name.clone(), clients, book.quota.log(), now);
+        book.shared = Some(Box::new(shared));
+    }
+
+    /// Calls the store until this replica is to leave, and then takes its leave. Adopted slots go to `adopted`.
+    pub(crate) async fn keep_shared(
+        self: Arc<Self>,
+        mut link: Link,
+        adopted: UnboundedSender<Adopted>,
+        leaving: CancellationToken,
+        metrics: Metrics,
+    ) {
+        leaving.run_until_cancelled(self.keep_calling(&mut link, &adopted, &metrics)).await;
+        self.leave_shared(&mut link).await;
+    }
+
+    async fn keep_calling(self: &Arc<Self>, link: &mut Link, adopted: &UnboundedSender<Adopted>, metrics: &Metrics) {
+        let mut told_failure = false;
+        let mut next_beat = Instant::now();
+        loop {
+            if !self.book().is_urgent() {
+                tokio::select! {
+                    biased;
+                    () = self.broker.notified() => if !self.book().is_urgent() { continue },
+                    () = tokio::time::sleep_until(next_beat) => {}
+                }
+            }
+            let sent = Instant::now();
+            let Some(beat) = self.book().shared.as_ref().map(|shared| shared.beat()) else { return };
+            next_beat = sent + beat;
+            let Some(request) = self.prepare(sent) else { continue };
+            let answer = link.call(&request).await;
+            metrics.called(answer.is_ok());
+            let failed = answer.as_ref().err().map(ToString::to_string);
+            let outcome = self.take(answer, sent);
+            match failed {
+                Some(error) if !std::mem::replace(&mut told_failure, true) => tracing::warn!(
+                    account = self.name,
+                    error,
+                    "the shared store does not answer: nothing is sent for a while, then this replica's share; no new jobs"
+                ),
+                Some(_) => {}
+                None => told_failure = false,
+            }
+            self.carry_out(outcome, adopted);
+        }
+    }
+
+    fn prepare(&self, now: Instant) -> Option<Request> {
+        let mut book = self.book();
+        let book = &mut *book;
+        let shared = book.shared.as_mut()?;
+        let slots = if shared.slots_open(now) { 0 } else { book.line.wanting_slots() };
+        let more = book.line.len() > slots;
+        shared.prepare(book.quota.log(), more, now)
+    }
+
+    fn take(&self, answer: Result<Reply, Failure>, sent: Instant) -> Outcome {
+        let now = Instant::now();
+        let mut book = self.book();
+        let Some(shared) = book.shared.as_mut() else { return Outcome::default() };
+        let mut outcome = match answer {
+            Ok(reply) => shared.heard(&reply, sent, now),
+            Err(_) => shared.failed(now),
+        };
+        for asking in outcome.back.drain(..) {
+            book.put_back((asking.ticket, asking.need, asking.claim, asking.waiter), now);
+        }
+        for (_, entry) in &outcome.adopted {
+            book.live += 1;
+            let client = book.shared.as_ref().map_or(0, |shared| shared.client(&entry.client));
+            book.clients.0[client].live += 1;
+        }
+        outcome
+    }
+
+    fn carry_out(self: &Arc<Self>, outcome: Outcome, adopted: &UnboundedSender<Adopted>) {
+        for (asking, place, slot) in outcome.served {
+            let turn = self.make_turn(asking.ticket, asking.need, asking.claim, Some((place, slot)));
+            // A waiter that has just given up drops the turn, and so gives back what it holds.
+            drop(asking.waiter.sender.send(turn));
+        }
+        for (number, entry) in outcome.adopted {
+            let client = self.book().shared.as_ref().map_or(0, |shared| shared.client(&entry.client));
+            let slot = Slot { account: Arc::clone(self), client, shared: Some(number) };
+            tracing::info!(account = self.name, job = entry.job, "a replica is gone: its job's slot is ours now");
+            // Nobody listens when the proxy ends, and then nothing more is told to the store either.
+            drop(adopted.send(Adopted { slot, entry }));
+        }
+        self.tell(outcome.news.as_ref());
+        self.pump();
+    }
+
+    fn tell(&self, news: Option<&News>) {
+        let account = &self.name;
+        match news {
+            None => {}
+            Some(News::Joined) => tracing::info!(account, "the shared store answers: this replica is a member"),
+            Some(News::Back) => tracing::info!(account, "the shared store answers again"),
+            Some(News::Stepped) => {
+                tracing::warn!(account, "the shared store's clock has stepped: the window counts as full");
+            }
+            Some(News::NoSeat) => {
+                tracing::error!(account, "more replicas than state.redis.replicas: this one sends nothing");
+            }
+            Some(News::Reset(why)) => {
+                tracing::warn!(account, why, "the shared store cannot say what was sent: the window counts as full");
+            }
+        }
+    }
+
+    /// Tells the store that this replica sends nothing any more: its share is free at once, its jobs for others to look at.
+    async fn leave_shared(&self, link: &mut Link) {
+        let sent = Instant::now();
+        // What was noted last.
+        if let Some(request) = self.prepare(sent).filter(|request| request.op == Op::Call) {
+            drop(self.take(link.call(&request).await, sent));
+        }
+        let request = self.book().shared.as_mut().and_then(|shared| shared.leave());
+        if let Some(request) = request {
+            // Who is gone without a word is noticed too, a little later.
+            let _ = link.call(&request).await;
+        }
+    }
+
+    /// The terms on which the account is shared, where it is.
+    pub(crate) fn terms(&self) -> Option<Terms> {
+        self.book().shared.as_ref().map(|shared| shared.terms().clone())
+    }
+
+    /// What an operator sees; `None` where nothing is shared.
+    pub(crate) fn shared_view(&self) -> Option<SharedView> {
+        let now = Instant::now();
+        let book = self.book();
+        let shared = book.shared.as_ref()?;
+        let state = shared.state(now);
+        let silent = if state == "up" { 0.0 } else { shared.silent_for(now).as_secs_f64() };
+        let replicas = shared.terms().replicas;
+        Some(SharedView { state, replicas, silent_secs: silent, told: shared.told.clone() })
+    }
+}

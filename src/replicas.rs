@@ -1,0 +1,89 @@
+//! One process among several that share accounts through a store: what is started for that, and its end.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::StartError;
+use crate::config::{self, Config};
+use crate::proxy::App;
+use crate::proxy::queue;
+use crate::state::State;
+use crate::state::redis::{Link, Terms};
+
+/// How long the store has to hear that this replica is leaving.
+const LAST_CALL: Duration = Duration::from_secs(2);
+
+/// The calls to the store, which go on until this replica leaves. Nothing where nothing is shared.
+#[derive(Default)]
+pub(crate) struct Replicas {
+    leaving: CancellationToken,
+    brokers: JoinSet<()>,
+}
+
+/// Has `queue` ask the store from its first turn on, where there is one.
+pub(crate) fn share(
+    config: &Config,
+    state: Option<&State>,
+    account: &config::Account,
+    queue: &queue::Account,
+) -> io::Result<()> {
+    let (config::State::Redis(_, redis), Some(state)) = (&config.state, state) else { return Ok(()) };
+    if account.plan.requests.is_none() && account.plan.concurrent_jobs.is_none() {
+        return Ok(());
+    }
+    let clients = match &*config.clients {
+        [] => vec!["local".to_owned()],
+        clients => clients.iter().map(|client| client.name.clone()).collect(),
+    };
+    let terms = Terms::new(&account.plan, redis.replicas.get(), &config.jobs);
+    queue.share(terms, state.replica()?, clients);
+    Ok(())
+}
+
+impl Replicas {
+    /// Starts the calls on the current runtime, and in `background` what takes over jobs of replicas that are gone.
+    pub(crate) fn start(config: &Config, app: &Arc<App>, background: &mut JoinSet<()>) -> Result<Self, StartError> {
+        let mut replicas = Self::default();
+        let config::State::Redis(_, redis) = &config.state else { return Ok(replicas) };
+        let (sender, mut receiver) = mpsc::unbounded_channel::<queue::Adopted>();
+        for queue in app.queues() {
+            let accounts = app.accounts.iter().zip(&config.accounts);
+            let Some((_, account)) = accounts.into_iter().find(|(known, _)| Arc::ptr_eq(&known.queue, &queue)) else {
+                continue;
+            };
+            let Some(terms) = queue.terms() else { continue };
+            let link = Link::new(redis, &account.key, &terms)
+                .map_err(|error| StartError::Config(format!("state.redis cannot be used: {error}")))?;
+            let (leaving, metrics) = (replicas.leaving.clone(), app.metrics.shared.clone());
+            replicas.brokers.spawn(queue.keep_shared(link, sender.clone(), leaving, metrics));
+        }
+        let app = Arc::clone(app);
+        background.spawn(async move {
+            while let Some(queue::Adopted { slot, entry }) = receiver.recv().await {
+                let named = app.accounts.iter().position(|account| account.name == entry.account);
+                let owner = named.filter(|account| slot.is_of(&app.accounts[*account].queue));
+                let first = app.accounts.iter().position(|account| slot.is_of(&account.queue));
+                let account = owner.or(first).unwrap_or_default();
+                app.jobs.take_over(account, &entry.job, &entry.model, &entry.client, slot);
+            }
+        });
+        Ok(replicas)
+    }
+
+    /// Takes leave of the store, as far as it answers.
+    pub(crate) async fn leave(&mut self) {
+        self.leaving.cancel();
+        let left = async { while self.brokers.join_next().await.is_some() {} };
+        if tokio::time::timeout(LAST_CALL, left).await.is_err() {
+            tracing::warn!(
+                "the shared store did not hear that this replica leaves: its share is kept for it for a while"
+            );
+        }
+        self.brokers.abort_all();
+    }
+}

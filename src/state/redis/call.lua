@@ -1,0 +1,395 @@
+-- One call of one replica about one account: what it has to report, then what it asks for. One round trip, one atomic step.
+--
+-- KEYS: account (hash), places (sorted set: place -> when it comes free), members (hash), slots (hash), turns (hash).
+-- ARGV[1]: the request; see `wire.rs`. Times are the server's, in whole microseconds; what is told and asked are durations.
+-- Every rule that bounds something is here; the replicas only wait.
+local q = cjson.decode(ARGV[1])
+local account, places, members, slots, turns = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+
+-- cjson and Lua write 14 digits, a time has 16.
+local function text(number) return string.format('%.0f', number) end
+
+local a = {}
+do
+    local flat = redis.call('HGETALL', account)
+    for i = 1, #flat, 2 do a[flat[i]] = flat[i + 1] end
+end
+local function stored(name) return tonumber(a[name] or '0') end
+local set = {}
+local function keep(name, value)
+    a[name] = value
+    set[name] = value
+end
+
+-- Members: life, last call, its time, time of the last call whose answer is known to have arrived.
+local all, count = {}, 0
+do
+    local flat = redis.call('HGETALL', members)
+    for i = 1, #flat, 2 do
+        local life, seq, at, seen = string.match(flat[i + 1], '^(%S+) (%d+) (%d+) (%d+)$')
+        all[flat[i]] = { life = life, seq = tonumber(seq), at = tonumber(at), seen = tonumber(seen) }
+        count = count + 1
+    end
+end
+local function save(id, m)
+    if not all[id] then count = count + 1 end
+    all[id] = m
+    redis.call('HSET', members, id, m.life .. ' ' .. text(m.seq) .. ' ' .. text(m.at) .. ' ' .. text(m.seen))
+end
+
+-- Nothing can be said of what was sent: the window counts as full, the bucket as empty.
+local function reset(why)
+    redis.call('DEL', places, turns)
+    keep('full', text(now + q.hold))
+    keep('why', why)
+    keep('tat', text(now + q.hold))
+    for id, m in pairs(all) do
+        m.at, m.seen = now, now
+        save(id, m)
+    end
+end
+
+local r = { now = text(now) }
+
+-- A part that is missing or rolled back, an eviction or a DEL by hand: as good as nothing at all.
+local sizes = redis.call('ZCARD', places) .. ' ' .. redis.call('HLEN', slots) .. ' ' .. count
+if a.last == nil or a.sizes ~= sizes then
+    redis.call('DEL', account, places, members, slots, turns)
+    all, count, a, set = {}, 0, {}, {}
+    reset('new')
+elseif now < stored('last') - q.jitter then
+    reset('clock')
+end
+if q.stepped then reset('clock') end
+
+for id, m in pairs(all) do
+    if now - m.seen > q.forget then
+        redis.call('HDEL', members, id)
+        all[id] = nil
+        count = count - 1
+    end
+end
+
+local function missing(m) return now - m.seen > q.lease end
+
+local me = all[q.id]
+
+local function finish()
+    redis.call('ZREMRANGEBYSCORE', places, '-inf', '(' .. text(now))
+    keep('last', text(now))
+    keep('sizes', redis.call('ZCARD', places) .. ' ' .. redis.call('HLEN', slots) .. ' ' .. count)
+    local fields = {}
+    for name, value in pairs(set) do
+        fields[#fields + 1] = name
+        fields[#fields + 1] = value
+    end
+    redis.call('HSET', account, unpack(fields))
+    return cjson.encode(r)
+end
+
+local function remove_places(life)
+    local start = life .. ':'
+    for _, place in ipairs(redis.call('ZRANGE', places, 0, -1)) do
+        if string.sub(place, 1, #start) == start then redis.call('ZREM', places, place) end
+    end
+end
+
+if q.op == 'leave' then
+    if me and me.life == q.life then
+        redis.call('HDEL', members, q.id)
+        redis.call('HDEL', turns, q.id)
+        count = count - 1
+    end
+    return finish()
+end
+
+local function slot_of_job(job)
+    if job == '' then return nil end
+    local flat = redis.call('HGETALL', slots)
+    for i = 1, #flat, 2 do
+        local entry = cjson.decode(flat[i + 1])
+        if entry.job == job then return flat[i], entry end
+    end
+end
+
+local lost = {}
+-- A slot that its replica holds: known already, another's, or new. A job has one, whoever sees it.
+local function put_slot(slot, told)
+    local old = redis.call('HGET', slots, slot)
+    if old then
+        local entry = cjson.decode(old)
+        if entry.owner ~= q.id or entry.fence ~= told.fence then
+            lost[#lost + 1] = slot
+            return
+        end
+    else
+        local other = slot_of_job(told.job)
+        if other and other ~= slot then
+            lost[#lost + 1] = slot
+            return
+        end
+    end
+    told.owner = q.id
+    redis.call('HSET', slots, slot, cjson.encode(told))
+end
+
+local function free_slots_of(freed)
+    for _, told in ipairs(freed or {}) do
+        local old = redis.call('HGET', slots, told[1])
+        if old then
+            local entry = cjson.decode(old)
+            if entry.owner == q.id and entry.fence == told[2] then redis.call('HDEL', slots, told[1]) end
+        end
+    end
+end
+
+local adopted = {}
+local function adopt_slot(slot, entry)
+    entry.owner, entry.fence = q.id, entry.fence + 1
+    redis.call('HSET', slots, slot, cjson.encode(entry))
+    entry.slot = slot
+    adopted[#adopted + 1] = entry
+end
+
+if q.op == 'join' then
+    local placeholder = me and #me.life == 1
+    if me and me.life ~= q.life and not placeholder and now - me.at < q.lease then
+        r.refused = 'taken'
+        return finish()
+    end
+    -- Others were about, and nobody has called for longer than any of them is silent: all have failed, or the clock has moved. Who was
+    -- here before judges that by its own clock.
+    local fresh = not me or me.life ~= q.life
+    local others = count - (me and 1 or 0)
+    if fresh and others > 0 and now - stored('last') > q.lease and stored('full') <= now then
+        reset('clock')
+        me = all[q.id]
+    end
+    if not me and count >= q.replicas then
+        r.refused = 'full'
+        return finish()
+    end
+    remove_places(q.life)
+    if me and me.life ~= q.life then remove_places(me.life) end
+    for i, place in ipairs(q.uploads or {}) do
+        for n = 1, place[2] do
+            redis.call('ZADD', places, text(now + place[1]), q.life .. ':up' .. i .. '.' .. n)
+        end
+    end
+    -- Slots of this replica that it does not tell of: an earlier process' under another name, or of an answer that never arrived.
+    local own, own_jobs = {}, {}
+    for _, told in ipairs(q.slots or {}) do
+        own[told.slot] = true
+        if told.job ~= '' then own_jobs[told.job] = true end
+    end
+    free_slots_of(q.freed)
+    local flat = redis.call('HGETALL', slots)
+    for i = 1, #flat, 2 do
+        local entry = cjson.decode(flat[i + 1])
+        if entry.owner == q.id and not own[flat[i]] then
+            if own_jobs[entry.job] then redis.call('HDEL', slots, flat[i]) else adopt_slot(flat[i], entry) end
+        end
+    end
+    -- A cut-off replica's share stays reserved until it is known that this answer has arrived.
+    local seen = (placeholder or not fresh) and me.seen or now
+    me = { life = q.life, seq = q.seq, at = now, seen = seen }
+    save(q.id, me)
+    -- Others that the caller knew before everything was lost: their share is kept for them, and their jobs count until they tell.
+    for id, life in pairs(q.others or {}) do
+        if not all[id] and a.why == 'new' then save(id, { life = life, seq = 0, at = now, seen = now }) end
+    end
+    for _, told in ipairs(q.slots or {}) do
+        local slot = told.slot
+        told.slot = nil
+        put_slot(slot, told)
+    end
+    r.joined = true
+else
+    if not me or me.life ~= q.life then
+        r.refused = 'unknown'
+        return finish()
+    end
+    if me.seq < q.ack then
+        -- A failover has lost what was written last.
+        reset('rollback')
+        redis.call('HDEL', members, q.id)
+        count = count - 1
+        r.refused = 'unknown'
+        return finish()
+    end
+    if me.seq == q.ack then me.seen = me.at end
+    me.seq, me.at = q.seq, now
+    save(q.id, me)
+    for _, told in ipairs(q.ends or {}) do
+        if told[2] <= 0 then
+            redis.call('ZREM', places, told[1])
+        else
+            redis.call('ZADD', places, text(now + told[2]), told[1])
+        end
+    end
+    free_slots_of(q.freed)
+    for _, told in ipairs(q.slots or {}) do
+        local slot = told.slot
+        told.slot = nil
+        put_slot(slot, told)
+    end
+end
+if #lost > 0 then r.lost = lost end
+
+if q.closed then keep('closed', text(math.max(stored('closed'), now + q.closed))) end
+if q.paced and a.paced ~= '1' then
+    keep('paced', '1')
+    keep('tat', text(math.max(stored('tat'), now + (q.closed or 0) + (q.burst - 1) * q.period)))
+end
+
+-- The rate. Those that are cut off may be sending their share.
+redis.call('ZREMRANGEBYSCORE', places, '-inf', '(' .. text(now))
+local used = redis.call('ZCARD', places)
+local away, unsure = 0, false
+for id, m in pairs(all) do
+    if missing(m) then away = away + 1 end
+    if m.life == '?' and now - m.at < q.max_age then unsure = true end
+end
+local limit = q.limit and q.limit - math.floor(q.limit / q.replicas) * away
+local paced = q.limit and (q.pace or a.paced == '1')
+local tat = math.max(stored('tat'), now)
+
+-- Whose turn it is: replicas that were refused come back at the instant they were told, and before those who come later.
+local promised, mine = {}, nil
+local turns_at = redis.call('HGETALL', turns)
+for i = 1, #turns_at, 2 do
+    local id, kind = string.match(turns_at[i], '^(.*) (%a)$')
+    local at, told = string.match(turns_at[i + 1], '^(%d+) (%d+)$')
+    at, told = tonumber(at), tonumber(told)
+    local grace = kind == 's' and q.patience * 4 or q.patience
+    if math.max(at, told) + grace < now or not all[id] then
+        redis.call('HDEL', turns, turns_at[i])
+    elseif id ~= q.id then
+        promised[#promised + 1] = { kind = kind, at = at }
+    elseif kind == 'r' then
+        mine = at
+    else
+        promised.slot = at
+    end
+end
+local function before(kind, at)
+    local others = 0
+    for _, p in ipairs(promised) do
+        if p.kind == kind and (at == nil or p.at < at) then others = others + 1 end
+    end
+    return others
+end
+local function due(kind)
+    local others = 0
+    for _, p in ipairs(promised) do
+        if p.kind == kind and p.at <= now and (mine == nil or p.at < mine) then others = others + 1 end
+    end
+    return others
+end
+
+-- Until there may be a place for the one after `ahead` others.
+local function wait_for_place(ahead)
+    local index = math.min(math.max(used - limit, 0) + ahead, used - 1)
+    if index < 0 then return q.lease / 4 end
+    local at = tonumber(redis.call('ZRANGE', places, index, index, 'WITHSCORES')[2]) - now
+    -- Not told yet when it was answered: no earlier than a window after it was granted.
+    if at > q.window + q.jitter then at = at - q.jitter - q.grant end
+    return math.max(at, 0)
+end
+
+local function closed()
+    if now < stored('full') then return stored('full') - now, a.why end
+    if now < stored('closed') then return stored('closed') - now, 'closed' end
+end
+
+local granted, no_slot, no_place = {}, false, false
+local free_slots = q.jobs and (q.jobs - redis.call('HLEN', slots))
+local waiting_slots = before('s', promised.slot)
+local slots_left = free_slots and (free_slots - waiting_slots)
+local ahead = due('r')
+local wait, why = closed()
+for i, ask in ipairs(q.asks or {}) do
+    granted[i] = 0
+    local wants_slot = ask[2] ~= ''
+    if not wait and not no_place then
+        if q.limit and used + ahead >= limit then
+            no_place = true
+        elseif paced and tat - now > (q.burst - 1) * q.period then
+            no_place = true
+        elseif wants_slot and q.jobs and (slots_left <= 0 or unsure) then
+            no_slot = true
+        else
+            granted[i] = 1
+            if q.limit then
+                redis.call('ZADD', places, text(now + q.hold), ask[1])
+                used = used + 1
+            end
+            if paced then
+                tat = tat + q.period
+                keep('tat', text(tat))
+            end
+            if wants_slot and q.jobs then
+                slots_left, free_slots = slots_left - 1, free_slots - 1
+                redis.call('HSET', slots, ask[2], cjson.encode({
+                    owner = q.id, fence = 1, job = '', model = '', client = ask[3], account = ask[4],
+                }))
+            end
+        end
+    end
+end
+if #granted > 0 then r.granted = granted end
+
+-- What comes next.
+if wait then
+    r.wait, r.why, r.free = math.ceil(wait), why, 0
+elseif q.limit then
+    local free = math.max(limit - used - ahead, 0)
+    if paced then free = math.min(free, math.max(math.floor(q.burst - (tat - now) / q.period), 0)) end
+    r.free = free
+    if free == 0 then
+        local before_me = before('r', mine)
+        local after = 0
+        if paced then after = tat - now - (q.burst - 1) * q.period + before_me * q.period end
+        if used + ahead >= limit then after = math.max(after, wait_for_place(before_me)) end
+        r.wait, r.why = math.max(math.ceil(after), 1), paced and 'pace' or 'window'
+        if no_place or q.more then redis.call('HSET', turns, q.id .. ' r', text(now + r.wait) .. ' ' .. text(now)) end
+    end
+end
+if mine and not (r.wait and (no_place or q.more)) then redis.call('HDEL', turns, q.id .. ' r') end
+if no_slot then
+    redis.call('HSET', turns, q.id .. ' s', text(promised.slot or now) .. ' ' .. text(now))
+    r.no_slot = true
+elseif promised.slot and q.asks then
+    redis.call('HDEL', turns, q.id .. ' s')
+end
+
+-- Slots of replicas that are gone go to one who will look.
+if q.adopt then
+    local ours = 0
+    local flat = redis.call('HGETALL', slots)
+    for i = 1, #flat, 2 do
+        local entry = cjson.decode(flat[i + 1])
+        local owner = all[entry.owner]
+        if entry.owner == q.id then
+            ours = ours + 1
+        elseif #adopted < 4 and (not owner or now - owner.seen > 3 * q.lease) then
+            adopt_slot(flat[i], entry)
+        end
+    end
+    if ours ~= q.adopt then r.odd = true end
+    -- Enough to tell of the others should everything be lost.
+    local holds, others = {}, {}
+    local flat = redis.call('HGETALL', slots)
+    for i = 1, #flat, 2 do holds[cjson.decode(flat[i + 1]).owner] = true end
+    for id, m in pairs(all) do
+        if id ~= q.id then others[id] = (holds[id] or not missing(m)) and '?' or '-' end
+    end
+    if next(others) then r.others = others end
+end
+if #adopted > 0 then r.adopted = adopted end
+r.members, r.away = count, away
+r.used, r.live = used, redis.call('HLEN', slots)
+if a.paced == '1' then r.paced = true end
+return finish()

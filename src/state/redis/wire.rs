@@ -1,0 +1,187 @@
+//! What a call of `call.lua` says and hears, as JSON. Durations are whole microseconds, rounded to the safe side by who makes them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Terms;
+
+/// What a call is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Op {
+    /// Reports, asks, and shows that the replica lives.
+    Call,
+    /// Becomes a member, or one again: with all that it holds.
+    Join,
+    /// Sends nothing any more.
+    Leave,
+}
+
+/// A slot of the plan's jobs, as the store keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SlotEntry {
+    pub(crate) slot: String,
+    /// Grows with each owner: who had it before cannot free it.
+    pub(crate) fence: u32,
+    /// Empty while its create has no answer.
+    pub(crate) job: String,
+    pub(crate) model: String,
+    /// Names of the configuration.
+    pub(crate) client: String,
+    pub(crate) account: String,
+}
+
+/// One place in the window and, for creates, one slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct AskFor(
+    /// The place's name.
+    pub(crate) String,
+    /// The slot's name; empty where none is wanted.
+    pub(crate) String,
+    /// The client.
+    pub(crate) String,
+    /// The account.
+    pub(crate) String,
+);
+
+/// The request. What is empty is left out, for Lua takes JSON's null for true.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Request {
+    pub(crate) op: Op,
+    pub(crate) id: String,
+    pub(crate) life: String,
+    pub(crate) seq: u64,
+    /// The last call whose answer has arrived.
+    pub(crate) ack: u64,
+    #[serde(flatten)]
+    pub(crate) terms: Lines,
+    /// The server's clock has gone further than ours since the last call.
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) stepped: bool,
+    /// Places, and how long each is still taken; zero: nothing was sent.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) ends: Vec<(String, u64)>,
+    /// Slots that are free, with their fences.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) freed: Vec<(String, u32)>,
+    /// Slots that are held.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) slots: Vec<SlotEntry>,
+    /// How long the upstream wants nobody to ask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) closed: Option<u64>,
+    /// Attempts are to be spaced evenly from now on.
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) paced: bool,
+    /// At a join: how long own attempts still count, and how many.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) uploads: Vec<(u64, u32)>,
+    /// At a join: the other members as they were last heard of.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) others: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) asks: Vec<AskFor>,
+    /// More wait than are asked for.
+    #[serde(skip_serializing_if = "is_false")]
+    pub(crate) more: bool,
+    /// Slots of replicas that are gone may come to us, who hold so many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) adopt: Option<usize>,
+}
+
+/// The plan and the terms, with every call: the store keeps no configuration.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Lines {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jobs: Option<u32>,
+    replicas: u32,
+    window: u64,
+    jitter: u64,
+    grant: u64,
+    hold: u64,
+    lease: u64,
+    forget: u64,
+    patience: u64,
+    max_age: u64,
+    burst: u32,
+    period: u64,
+    #[serde(skip_serializing_if = "is_false")]
+    pace: bool,
+}
+
+impl Lines {
+    pub(crate) fn new(terms: &Terms) -> Self {
+        Self {
+            limit: terms.limit,
+            jobs: terms.jobs,
+            replicas: terms.replicas,
+            window: micros(terms.window),
+            jitter: micros(terms.jitter),
+            grant: micros(terms.grant),
+            hold: micros(terms.full()),
+            lease: micros(terms.lease),
+            forget: micros(terms.forget()),
+            patience: micros(terms.patience()),
+            max_age: micros(terms.max_age),
+            burst: terms.burst,
+            period: micros(terms.period),
+            pace: terms.paced,
+        }
+    }
+}
+
+/// The answer.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a word of the answer")]
+pub(crate) struct Reply {
+    /// The server's clock.
+    pub(crate) now: String,
+    pub(crate) joined: bool,
+    /// Why nothing was done: `unknown`, `taken`, `full`.
+    pub(crate) refused: Option<String>,
+    /// By ask: 1 or 0.
+    pub(crate) granted: Vec<u8>,
+    /// Places that are left.
+    pub(crate) free: Option<u32>,
+    /// Microseconds until asking makes sense.
+    pub(crate) wait: Option<u64>,
+    /// What is waited for.
+    pub(crate) why: Option<String>,
+    /// An ask was refused for its slot.
+    pub(crate) no_slot: bool,
+    /// Slots that another owns, or whose job has another.
+    pub(crate) lost: Vec<String>,
+    pub(crate) adopted: Vec<SlotEntry>,
+    /// The store has other slots of ours than we told: an answer was lost.
+    pub(crate) odd: bool,
+    pub(crate) others: BTreeMap<String, String>,
+    pub(crate) members: u32,
+    /// Members that are not heard of, whose share is kept.
+    pub(crate) away: u32,
+    pub(crate) used: u32,
+    /// Slots that are taken.
+    pub(crate) live: u32,
+    pub(crate) paced: bool,
+}
+
+impl Reply {
+    /// The server's clock since its epoch.
+    pub(crate) fn server_time(&self) -> Option<Duration> {
+        self.now.parse().ok().map(Duration::from_micros)
+    }
+}
+
+/// Rounded up: longer is safer.
+pub(crate) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
