@@ -43,8 +43,8 @@ const CERTAIN: f64 = 0.8;
 const FORESEEN: f64 = 0.998;
 /// Of a surprise nothing more than this was expected.
 const EXPECTED_LEAST: f64 = 0.02;
-/// What is kept of the past at a first surprise (an outlier?) and at another one right after it (a drift).
-const KEEP_AT_SURPRISE: [f64; 2] = [0.8, 0.1];
+/// What is kept of the past at a first surprise (an outlier?) and at another one before any that contradicts it (a drift).
+const KEEP_AT_SURPRISE: [f64; 2] = [0.6, 0.03];
 /// Every run time is thought possible this much, however unlikely it seems: no sample can silence the others.
 const POSSIBLE: f64 = 0.01;
 
@@ -71,7 +71,8 @@ pub(crate) struct RunTimes {
     /// Looks that follow from them.
     looks: RefCell<Looks>,
     samples: u64,
-    surprises: usize,
+    /// The last sample that was not expected, until another one contradicts it.
+    surprise: Option<Range<usize>>,
     /// How well the median is known (the standard deviation of its logarithm), and the spread that is expected; worked out for as long
     /// as anything is explored.
     unsure: f64,
@@ -203,11 +204,11 @@ impl RunTimes {
         let exact = over == within && self.samples > 0;
         let likely = if exact { self.beyond(over).min(1.0 - self.beyond(within)) } else { expected };
         let keep = if likely < EXPECTED_LEAST {
-            let keep = KEEP_AT_SURPRISE[self.surprises.min(1)];
-            self.surprises += 1;
-            keep
+            let again = self.surprise.replace(low..high).is_some();
+            KEEP_AT_SURPRISE[usize::from(again)]
         } else {
-            self.surprises = 0;
+            // What agrees with the surprise does not make it an outlier.
+            self.surprise.take_if(|surprise| high <= surprise.start || surprise.end <= low);
             // What was all but certain tells nothing new: it must not make what is known fade.
             if expected > CERTAIN { 1.0 } else { KEEP }
         };
@@ -604,6 +605,21 @@ mod tests {
             times.learn(secs(4.9), secs(5.0));
         }
         about(times.quantile(Duration::ZERO, 0.5), 5.0);
+    }
+
+    #[test]
+    fn a_job_seen_very_late_does_not_hide_a_drift() {
+        let mut times = RunTimes::default();
+        for _ in 0..50 {
+            times.learn(secs(4.8), secs(4.95));
+        }
+        times.learn(secs(7.1), secs(9.9));
+        // These agree with anything.
+        times.learn(Duration::ZERO, secs(35.0));
+        times.learn(Duration::ZERO, secs(35.0));
+        times.learn(secs(8.5), secs(40.0));
+        let low = times.quantile(Duration::ZERO, 0.3);
+        assert!(low > Some(secs(5.5)), "{low:?}");
     }
 
     #[test]
