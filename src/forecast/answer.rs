@@ -91,7 +91,7 @@ fn gather(app: &App, account: usize, jobs: u32, run_time: Duration, quote: Optio
         places: queue.places(),
         slots: now.jobs_limit.map(|limit| i64::from(limit) - i64::from(now.live)),
         live,
-        ahead: queue.outlook().creates_waiting,
+        ahead: queue.creates_waiting(),
         budget: quote.and_then(budget),
     }
 }

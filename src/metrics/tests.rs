@@ -7,6 +7,7 @@ use std::time::UNIX_EPOCH;
 use crate::config;
 use crate::credits::amount::Amount;
 use crate::proxy::rejection::Unreachable;
+use crate::state::redis::Terms;
 
 use super::*;
 
@@ -59,6 +60,7 @@ fn provoked() -> String {
     metrics.credits.unpriced("main");
     metrics.credits.set("main", Amount::default(), Some(Amount::default()));
     metrics.circuit.failed(Unreachable::Timeout);
+    metrics.shared.called(true);
     let (one, second) = (NonZeroU32::MIN, Duration::from_secs(1));
     let plan = config::Plan {
         name: "small".into(),
@@ -69,6 +71,9 @@ fn provoked() -> String {
         credits_per_day: None,
     };
     let account = queue::Account::new("main".into(), &plan, &[(None, 1)], 1, None, Instant::now());
+    let jobs = config::Jobs { max_age: second, uncertain: second, result_ttl: second, hold: second, shared: false };
+    let terms = Terms::new(&plan, 1, &jobs);
+    account.share(terms, "replica".into(), vec!["local".into()]);
     let clients = vec![ClientLevel { name: "local", waiting: 0, jobs_live: 0 }];
     metrics.render(&[account], &Levels { clients, jobs_uncertain: 0, remembered: (0, 0), held_bytes: 0, ready: true })
 }

@@ -284,7 +284,6 @@ impl Jobs {
         key: Option<Keyed>,
     ) -> Result<Pending, ledger::Error> {
         let intent = self.ledger.sending(n, self.origin(owner, model), key);
-        self.models.creating(owner.account, Instant::now());
         // Before the wait: dropped in it, this takes the intent back.
         let (jobs, slot, model) = (Arc::clone(self), Some(slot), model.into());
         let pending = Pending { jobs, slot, n, owner, model, unknown: false, doubt: false, sent: false };

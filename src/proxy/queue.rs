@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::config;
 use crate::state::ring::Ring;
 
-use super::quota::{Claim, Places, Quota, Share, View, Wait};
+use super::quota::{Claim, Places, Quota, Share, Use, View, Wait};
 
 use self::line::{Jobs, Line, Need, Shares, Ticket};
 
@@ -129,17 +129,6 @@ pub(crate) enum NoTurn {
     NoSlot { live: u32, limit: u32 },
     /// The deadline passed in the queue.
     Deadline { retry_in: Duration },
-}
-
-/// How short attempts and slots are.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Outlook {
-    /// L and W.
-    pub(crate) rate: Option<(u32, Duration)>,
-    pub(crate) slots: Option<u32>,
-    pub(crate) creates_waiting: u32,
-    /// Calls wait for the minute quota.
-    pub(crate) quota_short: bool,
 }
 
 /// What the admin port shows of an account.
@@ -376,16 +365,15 @@ impl Account {
         self.book().held = Some(held);
     }
 
-    /// What decides how dear a look at a job is.
-    pub(crate) fn outlook(&self) -> Outlook {
+    /// What decides how dear a look at a job is; `None` where the plan has no rate.
+    pub(crate) fn usage(&self) -> Option<Use> {
         let now = Instant::now();
-        let mut book = self.book();
-        Outlook {
-            rate: book.quota.rate(),
-            slots: book.jobs_limit,
-            creates_waiting: u32::try_from(book.line.wanting_slots()).unwrap_or(u32::MAX),
-            quota_short: !book.line.is_empty() && book.ready(now).is_err(),
-        }
+        self.book().quota.usage(now)
+    }
+
+    /// Creates that wait for their turn.
+    pub(crate) fn creates_waiting(&self) -> u32 {
+        u32::try_from(self.book().line.wanting_slots()).unwrap_or(u32::MAX)
     }
 
     /// Attempts that are free now and when used ones come free again, for a forecast; `None` where the plan has no rate.

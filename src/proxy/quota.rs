@@ -62,6 +62,19 @@ pub(crate) struct View {
     pub(crate) reset_in: Duration,
 }
 
+/// How a window is being used.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Use {
+    /// L.
+    pub(crate) limit: f64,
+    /// W in seconds.
+    pub(crate) window: f64,
+    /// Attempts that the window counts.
+    pub(crate) used: f64,
+    /// The age of the oldest of them, in seconds.
+    pub(crate) since: f64,
+}
+
 /// Free places now and to come, for a forecast. Times are from now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Places {
@@ -354,6 +367,16 @@ impl Quota {
         let limit = rate.plan.limit.get();
         Some((limit - rate.log.free(now).min(limit), limit))
     }
+
+    /// At what pace attempts are used; `None` without a rate.
+    pub(crate) fn usage(&mut self, now: Instant) -> Option<Use> {
+        let (used, limit) = self.used(now)?;
+        let rate = self.rate.as_mut()?;
+        let window = rate.plan.window;
+        let oldest_leaves = rate.log.next_return(now).map_or(window, |at| at.saturating_duration_since(now));
+        let since = window.saturating_sub(oldest_leaves).as_secs_f64();
+        Some(Use { limit: f64::from(limit), window: window.as_secs_f64(), used: f64::from(used), since })
+    }
 }
 
 impl Rate {
@@ -450,6 +473,25 @@ mod tests {
 
     fn remaining(left: u32, reset: u64) -> Feedback {
         Feedback { remaining: Some(left), reset_in: Some(Duration::from_secs(reset)), retry_after: None }
+    }
+
+    #[test]
+    fn the_pace_of_use_begins_anew_when_the_window_is_empty() {
+        let start = Instant::now();
+        let mut quota = quota(config::Pacing::Burst, 60, start);
+        let secs = Duration::from_secs;
+        let shown = |quota: &mut Quota, after| {
+            let usage = quota.usage(start + secs(after)).expect("a rate");
+            (usage.used, usage.since)
+        };
+        assert_eq!(shown(&mut quota, 0), (0.0, 0.0));
+        for after in [0, 20] {
+            let (claim, stamp) = send(&mut quota, start + secs(after));
+            let _ = quota.answered(claim, stamp, Feedback::default(), None, start + secs(after));
+        }
+        assert_eq!(shown(&mut quota, 30), (2.0, 30.0));
+        assert_eq!(shown(&mut quota, 61), (1.0, 41.0), "the first has left");
+        assert_eq!(shown(&mut quota, 81), (0.0, 0.0));
     }
 
     #[test]

@@ -14,17 +14,27 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 /// Bins of run times grow by this factor, which bounds the precision of a look.
-const RATIO: f64 = 1.02;
+const RATIO: f64 = 1.005;
 /// Lower edge of the first bin, in seconds.
 const FIRST: f64 = 0.01;
-/// Up to about three hours. A multiple of ten, for loops over ten at once.
-const BINS: usize = 700;
-/// Spreads (σ of the logarithm) that are told apart.
-const SPREADS: [f64; 8] = [0.01, 0.03, 0.06, 0.12, 0.2, 0.3, 0.45, 0.7];
+/// Its root.
+const HALF: f64 = 1.002_496_882_788_171;
+/// Up to about three hours.
+const BINS: usize = 2_800;
+/// The spreads (σ of the logarithm) that are told apart.
+const SPREADS: [Spread; 9] = [
+    Spread { sigma: 0.003, step: 1, prior: 0.0 },
+    Spread { sigma: 0.01, step: 1, prior: 0.0 },
+    Spread { sigma: 0.03, step: 4, prior: -2.0 },
+    Spread { sigma: 0.06, step: 4, prior: -3.0 },
+    Spread { sigma: 0.12, step: 8, prior: -3.0 },
+    Spread { sigma: 0.2, step: 14, prior: -1.0 },
+    Spread { sigma: 0.3, step: 20, prior: 0.0 },
+    Spread { sigma: 0.45, step: 28, prior: 0.0 },
+    Spread { sigma: 0.7, step: 40, prior: 0.0 },
+];
 /// What a sample keeps of its say when the next one comes: the last thirty or so count.
 const KEEP: f64 = 0.97;
-/// A narrow spread is believed more easily than a wide one, by this much a unit of spread (a logarithm).
-const NARROW: f64 = 2.0;
 /// The median is doubtful while it is less well known than this many spreads.
 const DOUBTFUL: f64 = 1.5;
 /// Of a sample that tells nothing, more than this was expected.
@@ -33,15 +43,24 @@ const CERTAIN: f64 = 0.8;
 const FORESEEN: f64 = 0.998;
 /// Of a surprise nothing more than this was expected.
 const EXPECTED_LEAST: f64 = 0.02;
-/// What is kept of the past at a first surprise (an outlier?) and at another one right after it (a drift).
-const KEEP_AT_SURPRISE: [f64; 2] = [0.8, 0.1];
+/// What is kept of the past at a first surprise (an outlier?) and at another one before any that contradicts it (a drift).
+const KEEP_AT_SURPRISE: [f64; 2] = [0.6, 0.03];
 /// Every run time is thought possible this much, however unlikely it seems: no sample can silence the others.
 const POSSIBLE: f64 = 0.01;
+
+/// How much run times of one median may differ.
+struct Spread {
+    sigma: f64,
+    /// Medians that are told apart lie so many bins from each other. `BINS / step` is a multiple of ten, for loops over ten at once.
+    step: usize,
+    /// How easily it is believed (a logarithm): jobs of a model take the same time, or times that differ by a third or more.
+    prior: f64,
+}
 
 /// The run times of one model.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RunTimes {
-    /// Logarithms of the weights, by spread and bin of the median, the largest being 0; empty until the first sample.
+    /// Logarithms of the weights, by spread and median, the largest being 0; empty until the first sample.
     beliefs: Vec<f64>,
     /// The forecast that follows from them: weight by bin, summing to 1.
     bins: Vec<f64>,
@@ -52,7 +71,8 @@ pub(crate) struct RunTimes {
     /// Looks that follow from them.
     looks: RefCell<Looks>,
     samples: u64,
-    surprises: usize,
+    /// The last sample that was not expected, until another one contradicts it.
+    surprise: Option<Range<usize>>,
     /// How well the median is known (the standard deviation of its logarithm), and the spread that is expected; worked out for as long
     /// as anything is explored.
     unsure: f64,
@@ -71,7 +91,7 @@ struct Step {
 #[derive(Debug, Clone, Default)]
 struct Looks(Vec<(LookKey, Option<Duration>)>);
 
-/// The age that it was seen running at, and the price of a look in seconds of an unseen end.
+/// The age that it was seen running at, and the price of a look.
 type LookKey = (Duration, f64);
 
 impl Looks {
@@ -92,7 +112,7 @@ impl Looks {
 
 /// Log-normal run times of one spread, by bins above the median: entry `i` is for `i - BINS` bins.
 struct Shape {
-    spread: f64,
+    spread: Spread,
     /// Share of run times up to there.
     share: Vec<f64>,
     /// Share in the bin that begins there.
@@ -104,17 +124,27 @@ struct Shape {
 static SHAPES: LazyLock<Vec<Shape>> = LazyLock::new(|| {
     /// In spreads.
     const FAR: f64 = 5.0;
-    let shape = |spread: f64| {
-        let share = (0..=2 * BINS).map(|bins| normal_share((count(bins) - count(BINS)) * RATIO.ln() / spread));
+    let shape = |spread: Spread| {
+        let sigma = spread.sigma;
+        let share = (0..=2 * BINS).map(|bins| normal_share((count(bins) - count(BINS)) * RATIO.ln() / sigma));
         let share: Vec<f64> = share.collect();
         let mass = share.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        Shape { spread, share, mass, far: bin(FIRST * (spread * FAR).exp()) + 2 }
+        Shape { spread, share, mass, far: bin(FIRST * (sigma * FAR).exp()) + 2 }
     };
     SPREADS.into_iter().map(shape).collect()
 });
 
 impl Shape {
-    /// Adds the run times of jobs of this median to a forecast. Those below the first bin count in it.
+    fn medians(&self) -> usize {
+        BINS / self.spread.step
+    }
+
+    /// How easily one median of the grid is believed: it stands for as many as are not told apart.
+    fn prior(&self) -> f64 {
+        self.spread.prior + count(self.spread.step).ln()
+    }
+
+    /// Adds the run times of jobs whose median begins this bin to a forecast. Those below the first bin count in it.
     fn add(&self, bins: &mut [f64], median: usize, weight: f64) {
         let near = median.saturating_sub(self.far)..BINS.min(median + self.far);
         if near.start == 0 {
@@ -128,26 +158,38 @@ impl Shape {
     ///
     /// The likelihood varies with the median near the ends of the sample only: elsewhere its logarithm is worked out once.
     fn weigh(&self, beliefs: &mut [f64], low: usize, high: usize, keep: f64) {
-        let prior = -self.spread * NARROW * (1.0 - keep);
+        let (step, medians) = (self.spread.step, self.medians());
+        let prior = self.prior() * (1.0 - keep);
         let possible = POSSIBLE * count(high - low) / count(BINS);
         let shift = |likelihood: f64| prior + (likelihood * (1.0 - POSSIBLE) + possible).ln();
-        let near = |edge: usize| edge.saturating_sub(self.far)..(edge + self.far).min(BINS);
+        let near =
+            |edge: usize| edge.saturating_sub(self.far).div_ceil(step)..(edge + self.far).div_ceil(step).min(medians);
         // A sample that begins in the first bin may have begun anywhere below.
         let (low_end, high_end) = (if low == 0 { 0..0 } else { near(low) }, near(high));
         let between = low_end.end..high_end.start.max(low_end.end);
-        let flat = [(0..low_end.start, 0.0), (between.clone(), 1.0), (high_end.end..BINS, 0.0)];
+        let flat = [(0..low_end.start, 0.0), (between.clone(), 1.0), (high_end.end..medians, 0.0)];
         for (medians, likelihood) in flat {
             let shift = shift(likelihood);
             beliefs[medians].iter_mut().for_each(|belief| *belief = *belief * keep + shift);
         }
         for medians in [low_end, between.end..high_end.end] {
             for (median, belief) in medians.clone().zip(&mut beliefs[medians]) {
+                let median = median * step;
                 let from = if low == 0 { 0.0 } else { self.share[low + BINS - median] };
                 let likelihood = (self.share[high + BINS - median] - from).max(0.0);
                 *belief = *belief * keep + shift(likelihood);
             }
         }
     }
+}
+
+/// The beliefs of each shape.
+fn by_shape(mut beliefs: &mut [f64]) -> impl Iterator<Item = (&'static Shape, &mut [f64])> {
+    SHAPES.iter().map(move |shape| {
+        let (own, others) = std::mem::take(&mut beliefs).split_at_mut(shape.medians());
+        beliefs = others;
+        (shape, own)
+    })
 }
 
 /// Lower edges of the bins, in seconds, and of the one after the last.
@@ -162,11 +204,11 @@ impl RunTimes {
         let exact = over == within && self.samples > 0;
         let likely = if exact { self.beyond(over).min(1.0 - self.beyond(within)) } else { expected };
         let keep = if likely < EXPECTED_LEAST {
-            let keep = KEEP_AT_SURPRISE[self.surprises.min(1)];
-            self.surprises += 1;
-            keep
+            let again = self.surprise.replace(low..high).is_some();
+            KEEP_AT_SURPRISE[usize::from(again)]
         } else {
-            self.surprises = 0;
+            // What agrees with the surprise does not make it an outlier.
+            self.surprise.take_if(|surprise| high <= surprise.start || surprise.end <= low);
             // What was all but certain tells nothing new: it must not make what is known fade.
             if expected > CERTAIN { 1.0 } else { KEEP }
         };
@@ -176,9 +218,10 @@ impl RunTimes {
             return;
         }
         if self.beliefs.is_empty() {
-            self.beliefs = SPREADS.iter().flat_map(|spread| std::iter::repeat_n(-spread * NARROW, BINS)).collect();
+            let beliefs = SHAPES.iter().flat_map(|shape| std::iter::repeat_n(shape.prior(), shape.medians()));
+            self.beliefs = beliefs.collect();
         }
-        for (shape, beliefs) in SHAPES.iter().zip(self.beliefs.chunks_mut(BINS)) {
+        for (shape, beliefs) in by_shape(&mut self.beliefs) {
             shape.weigh(beliefs, low, high, keep);
         }
         self.forecast();
@@ -191,13 +234,16 @@ impl RunTimes {
         let largest = largest(&self.beliefs);
         self.bins.resize(BINS, 0.0);
         self.bins.fill(0.0);
-        for (shape, beliefs) in SHAPES.iter().zip(self.beliefs.chunks_mut(BINS)) {
+        for (shape, beliefs) in by_shape(&mut self.beliefs) {
             // Most of them change nothing: ten are passed over at once.
             for (ten, beliefs) in beliefs.as_chunks_mut::<10>().0.iter_mut().enumerate() {
                 *beliefs = beliefs.map(|belief| belief - largest);
                 if highest(beliefs) > NEGLIGIBLE {
                     let medians = (10 * ten..).zip(&*beliefs).filter(|(_, belief)| **belief > NEGLIGIBLE);
-                    medians.for_each(|(median, belief)| shape.add(&mut self.bins, median, belief.exp()));
+                    let add = |(median, belief): (usize, &f64)| {
+                        shape.add(&mut self.bins, median * shape.spread.step, belief.exp());
+                    };
+                    medians.for_each(add);
                 }
             }
         }
@@ -209,13 +255,13 @@ impl RunTimes {
 
     fn weigh_doubt(&mut self) {
         let (mut all, mut first, mut second, mut spreads) = (0.0, 0.0, 0.0, 0.0);
-        for (spread, beliefs) in SPREADS.iter().zip(self.beliefs.chunks(BINS)) {
+        for (Shape { spread, .. }, beliefs) in by_shape(&mut self.beliefs) {
             for (median, belief) in beliefs.iter().enumerate() {
-                let (weight, at) = (belief.exp(), count(median) * RATIO.ln());
+                let (weight, at) = (belief.exp(), count(median * spread.step) * RATIO.ln());
                 all += weight;
                 first += weight * at;
                 second += weight * at * at;
-                spreads += weight * spread;
+                spreads += weight * spread.sigma;
             }
         }
         self.unsure = (second / all - (first / all).powi(2)).max(0.0).sqrt();
@@ -289,11 +335,10 @@ impl RunTimes {
         self.rest(first, part).0
     }
 
-    /// The age at which a look costs least, for a job seen running at age `over`: each look costs `look`, each second that the end goes
-    /// unseen costs `unseen`. A look that comes too early is followed by the best one from there. `None` where nothing is known of jobs
-    /// this old.
-    pub(crate) fn best_look(&self, over: Duration, look: f64, unseen: f64) -> Option<Duration> {
-        let key = (over, grade(look / unseen));
+    /// The age at which a look costs least, for a job seen running at age `over`: each look costs as much as `look` seconds that the end
+    /// goes unseen. A look that comes too early is followed by the best one from there. `None` where nothing is known of jobs this old.
+    pub(crate) fn best_look(&self, over: Duration, look: f64) -> Option<Duration> {
+        let key = (over, grade(look));
         if let Some((_, known)) = self.looks.borrow().find(key) {
             return *known;
         }
@@ -341,18 +386,37 @@ impl RunTimes {
         self.above.get(bin).copied().unwrap_or_default()
     }
 
-    /// What is worth keeping: the likelier beliefs, by place in the grid.
-    pub(crate) fn save(&self) -> Vec<(usize, f64)> {
-        self.beliefs.iter().copied().enumerate().filter(|(_, belief)| *belief > UNLIKELY).collect()
+    /// What is worth keeping: the likelier beliefs.
+    pub(crate) fn save(&self) -> Vec<Belief> {
+        let mut beliefs = &self.beliefs[..];
+        let mut saved = Vec::new();
+        for shape in SHAPES.iter().filter(|_| !self.beliefs.is_empty()) {
+            let own;
+            (own, beliefs) = beliefs.split_at(shape.medians());
+            let likely = own.iter().enumerate().filter(|(_, belief)| **belief > UNLIKELY);
+            saved
+                .extend(likely.map(|(median, belief)| (shape.spread.sigma, edge(median * shape.spread.step), *belief)));
+        }
+        saved
     }
 
-    /// Takes up what `save` gave. Pairs out of range are left out.
-    pub(crate) fn restore(saved: &[(usize, f64)]) -> Self {
+    /// Takes up what `save` gave, at the nearest places of the grid. What cannot be meant is left out.
+    pub(crate) fn restore(saved: &[Belief]) -> Self {
         let mut times = Self::default();
-        let fit = saved.iter().filter(|(place, belief)| *place < SPREADS.len() * BINS && *belief <= 0.0);
-        for (place, belief) in fit {
-            times.beliefs.resize(SPREADS.len() * BINS, UNLIKELY);
-            times.beliefs[*place] = *belief;
+        for &(sigma, median, belief) in saved {
+            if !(sigma > 0.0 && median > 0.0 && belief <= 0.0) {
+                continue;
+            }
+            let mut before = 0;
+            let places = SHAPES.iter().map(|shape| {
+                let median = (bin(median * HALF) + shape.spread.step / 2) / shape.spread.step;
+                let place = before + median.min(shape.medians() - 1);
+                before += shape.medians();
+                ((shape.spread.sigma / sigma).ln().abs(), place)
+            });
+            let Some((_, place)) = places.min_by(|(one, _), (other, _)| one.total_cmp(other)) else { continue };
+            times.beliefs.resize(before, UNLIKELY);
+            times.beliefs[place] = times.beliefs[place].max(belief);
         }
         if !times.beliefs.is_empty() {
             times.samples = EXPLORED;
@@ -361,6 +425,9 @@ impl RunTimes {
         times
     }
 }
+
+/// A spread, a median in seconds and how much they are believed in (a logarithm, 0 at most). It does not depend on the grid.
+pub(crate) type Belief = (f64, f64, f64);
 
 /// Beliefs below this (a logarithm) are not kept across a restart.
 const UNLIKELY: f64 = -9.0;
@@ -376,7 +443,7 @@ fn normal_share(x: f64) -> f64 {
     if x >= 0.0 { 1.0 - upper } else { upper }
 }
 
-#[allow(clippy::cast_precision_loss)] // at most 700
+#[allow(clippy::cast_precision_loss)] // at most twice the bins
 fn count(bins: usize) -> f64 {
     bins as f64
 }
@@ -386,8 +453,6 @@ fn edge(bin: usize) -> f64 {
 }
 
 fn middle(bin: usize) -> f64 {
-    /// The root of `RATIO`.
-    const HALF: f64 = 1.009_950_493_836_207_8;
     EDGES[bin] * HALF
 }
 
@@ -488,8 +553,8 @@ mod tests {
         for _ in 0..5 {
             times.learn(secs(2.45), secs(2.5));
         }
-        for (look, unseen) in [(1.0, 0.01), (0.01, 0.2), (1.0, 0.2)] {
-            about(times.best_look(Duration::ZERO, look, unseen), 2.5);
+        for look in [100.0, 0.05, 5.0] {
+            about(times.best_look(Duration::ZERO, look), 2.5);
         }
     }
 
@@ -512,8 +577,8 @@ mod tests {
             let t = 2.0 + 0.1 * f64::from(n % 20);
             times.learn(secs(t - 0.02), secs(t));
         }
-        let late = times.best_look(Duration::ZERO, 1.0, 0.02).expect("known");
-        let early = times.best_look(Duration::ZERO, 0.01, 0.2).expect("known");
+        let late = times.best_look(Duration::ZERO, 50.0).expect("known");
+        let early = times.best_look(Duration::ZERO, 0.05).expect("known");
         assert!(late > early.mul_f64(1.3), "{late:?} {early:?}");
     }
 
@@ -543,17 +608,32 @@ mod tests {
     }
 
     #[test]
+    fn a_job_seen_very_late_does_not_hide_a_drift() {
+        let mut times = RunTimes::default();
+        for _ in 0..50 {
+            times.learn(secs(4.8), secs(4.95));
+        }
+        times.learn(secs(7.1), secs(9.9));
+        // These agree with anything.
+        times.learn(Duration::ZERO, secs(35.0));
+        times.learn(Duration::ZERO, secs(35.0));
+        times.learn(secs(8.5), secs(40.0));
+        let low = times.quantile(Duration::ZERO, 0.3);
+        assert!(low > Some(secs(5.5)), "{low:?}");
+    }
+
+    #[test]
     fn a_sample_that_was_certain_changes_nothing_and_one_that_was_not_forgets_the_looks() {
         let mut times = RunTimes::default();
         (0..30).for_each(|_| times.learn(secs(2.4), secs(2.6)));
-        let look = times.best_look(Duration::ZERO, 1.0, 0.1);
+        let look = times.best_look(Duration::ZERO, 10.0);
         let (beliefs, known) = (times.beliefs.clone(), times.looks.borrow().0.len());
         times.learn(Duration::ZERO, secs(9.0));
         assert!(times.beliefs == beliefs && times.looks.borrow().0.len() == known);
-        assert_eq!(times.best_look(Duration::ZERO, 1.0, 0.1), look);
+        assert_eq!(times.best_look(Duration::ZERO, 10.0), look);
         assert_eq!(times.looks.borrow().0.len(), known, "nothing is worked out twice");
         (0..30).for_each(|_| times.learn(secs(4.9), secs(5.1)));
-        about(times.best_look(Duration::ZERO, 1.0, 0.1), 5.1);
+        about(times.best_look(Duration::ZERO, 10.0), 5.1);
     }
 
     #[test]
@@ -561,9 +641,30 @@ mod tests {
         let mut times = RunTimes::default();
         times.learn(secs(1.0), secs(9.0));
         for n in 0..500 {
-            times.best_look(Duration::from_millis(n), 1.0, 0.1);
+            times.best_look(Duration::from_millis(n), 10.0);
             assert!(times.looks.borrow().0.len() <= Looks::MOST);
         }
+    }
+
+    #[test]
+    fn constant_run_times_are_known_to_two_percent() {
+        let mut times = RunTimes::default();
+        times.learn(secs(8.4), secs(13.7));
+        times.learn(Duration::ZERO, secs(10.3));
+        times.learn(secs(9.9), secs(10.05));
+        (0..5).for_each(|_| times.learn(Duration::ZERO, secs(10.05)));
+        let at = times.best_look(Duration::ZERO, 7.0).expect("known").as_secs_f64();
+        assert!((10.0..10.2).contains(&at), "{at}");
+    }
+
+    #[test]
+    fn wide_spreads_are_believed_as_soon_as_constancy_is_refuted() {
+        let mut times = RunTimes::default();
+        for (over, within) in [(3.0, 3.5), (5.0, 6.0), (4.0, 4.6), (6.5, 7.5)] {
+            times.learn(secs(over), secs(within));
+        }
+        let (low, high) = (times.quantile(Duration::ZERO, 0.1), times.quantile(Duration::ZERO, 0.9));
+        assert!(low < Some(secs(3.8)) && high > Some(secs(6.8)), "{low:?} {high:?}");
     }
 
     #[test]
@@ -571,8 +672,11 @@ mod tests {
         let mut times = RunTimes::default();
         (0..9).for_each(|_| times.learn(secs(2.4), secs(2.5)));
         let again = RunTimes::restore(&times.save());
-        about(again.best_look(Duration::ZERO, 1.0, 0.1), 2.5);
-        assert!(RunTimes::restore(&[(99_999, -1.0), (3, f64::NAN)]).is_empty());
+        about(again.best_look(Duration::ZERO, 10.0), 2.5);
+        assert_eq!(again.bins, RunTimes::restore(&again.save()).bins, "each belief comes back to its place");
+        // A grid that tells other spreads and medians apart.
+        about(RunTimes::restore(&[(0.011, 2.507, 0.0), (0.33, 2.2, -8.0)]).best_look(Duration::ZERO, 10.0), 2.5);
+        assert!(RunTimes::restore(&[(0.3, -1.0, -1.0), (0.3, 2.0, f64::NAN), (0.0, 2.0, -1.0)]).is_empty());
     }
 
     proptest! {
@@ -608,13 +712,12 @@ mod tests {
             history in prop::collection::vec((0.0_f64..20_000.0, 0.0_f64..500.0), 0..8),
             over in 0.0_f64..30_000.0,
             look in 0.0_f64..100.0,
-            unseen in 0.0_f64..10.0,
         ) {
             let mut times = RunTimes::default();
             for (low, more) in history {
                 times.learn(secs(low), secs(low + more));
             }
-            if let Some(at) = times.best_look(secs(over), look, unseen) {
+            if let Some(at) = times.best_look(secs(over), look) {
                 prop_assert!(at >= secs(over * 0.999));
             }
             prop_assert!((0.0..=1.0001).contains(&times.beyond(secs(over))));

@@ -1,6 +1,6 @@
-//! What is known of each model: its run times, and which of its jobs live. And of each account: how fast it creates, how long it holds.
+//! What is known of each model: its run times, and which of its jobs live. And of each account: how long it holds.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,14 +8,12 @@ use tokio::time::Instant;
 
 use crate::proxy::rules::means;
 
-use super::learn::RunTimes;
+use super::learn::{Belief, RunTimes};
 
 /// Jobs of a model that are planned anew when one has ended. The others follow when their time comes.
 const REPLANNED: usize = 64;
 /// Most models remembered: names are free text from callers.
 const MOST_MODELS: usize = 2_000;
-/// Creates of an account that are remembered.
-const CREATES: usize = 256;
 /// How long an answer may take, at the usual distances.
 const ROUND_TRIP: Duration = Duration::from_millis(100);
 /// What one job's holding time keeps when the next one is known.
@@ -26,7 +24,8 @@ pub(crate) struct Models(Mutex<Known>);
 
 struct Known {
     models: HashMap<Arc<str>, Model>,
-    accounts: Vec<Tally>,
+    /// How long a job of each account keeps its slot, of late, in seconds.
+    held_secs: Vec<Option<f64>>,
 }
 
 #[derive(Default)]
@@ -37,19 +36,6 @@ struct Model {
     /// When the probe is looked at.
     probed: Option<Instant>,
     live: BTreeSet<(Instant, String)>,
-}
-
-#[derive(Default)]
-struct Tally {
-    creates: VecDeque<Instant>,
-    held_secs: Option<f64>,
-}
-
-/// How an account works of late.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Pace {
-    pub(crate) creates_per_sec: f64,
-    pub(crate) held_secs: f64,
 }
 
 /// What is known of the run time of a job that was seen to end.
@@ -77,17 +63,7 @@ impl Ran {
 
 impl Models {
     pub(crate) fn new(accounts: usize) -> Self {
-        let accounts = std::iter::repeat_with(Tally::default).take(accounts).collect();
-        Self(Mutex::new(Known { models: HashMap::new(), accounts }))
-    }
-
-    /// A create of this account is about to be sent.
-    pub(crate) fn creating(&self, account: usize, now: Instant) {
-        let creates = &mut self.lock().accounts[account].creates;
-        if creates.len() == CREATES {
-            creates.pop_front();
-        }
-        creates.push_back(now);
+        Self(Mutex::new(Known { models: HashMap::new(), held_secs: vec![None; accounts] }))
     }
 
     /// A job lives.
@@ -101,7 +77,7 @@ impl Models {
 
     /// How long a job of this account keeps its slot, of late.
     pub(crate) fn held(&self, account: usize) -> Option<Duration> {
-        self.lock().accounts[account].held_secs.and_then(|secs| Duration::try_from_secs_f64(secs).ok())
+        self.lock().held_secs[account].and_then(|secs| Duration::try_from_secs_f64(secs).ok())
     }
 
     /// A job lives no longer. `ran`: what is known of its run time, if its end was seen.
@@ -116,8 +92,8 @@ impl Models {
     ) {
         let mut known = self.lock();
         let held = (now - started).as_secs_f64();
-        let tally = &mut known.accounts[account];
-        tally.held_secs = Some(tally.held_secs.map_or(held, |before| before * KEEP + held * (1.0 - KEEP)));
+        let held_secs = &mut known.held_secs[account];
+        *held_secs = Some(held_secs.map_or(held, |before| before * KEEP + held * (1.0 - KEEP)));
         let Some(model) = known.models.get_mut(model) else { return };
         model.live.remove(&(started, id.to_owned()));
         if let Some(ran) = ran {
@@ -141,7 +117,7 @@ impl Models {
     pub(crate) fn restore(&self, kept: Vec<(String, Vec<u8>)>) {
         let mut known = self.lock();
         for (name, data) in kept {
-            let saved: Vec<(usize, f64)> = serde_json::from_slice(&data).unwrap_or_default();
+            let saved: Vec<Belief> = serde_json::from_slice(&data).unwrap_or_default();
             known.models.entry(name.into()).or_default().times = RunTimes::restore(&saved);
         }
     }
@@ -184,20 +160,6 @@ impl Models {
             like.min_by_key(|(name, _)| *name).map(|(_, known)| known)
         };
         by_name.or_else(meant).map(|known| ask(&known.times))
-    }
-
-    /// How this account works of late; `window` bounds what is late.
-    pub(crate) fn pace(&self, account: usize, window: Duration, now: Instant) -> Pace {
-        let known = self.lock();
-        let tally = &known.accounts[account];
-        let window = window.as_secs_f64();
-        let held = tally.held_secs.unwrap_or(window / 12.0);
-        let span = (3.0 * held).clamp(window / 60.0, window);
-        let old = tally.creates.partition_point(|at| (now - *at).as_secs_f64() > span);
-        let count = u32::try_from(tally.creates.len() - old).unwrap_or(u32::MAX);
-        let oldest = tally.creates.get(old).copied().unwrap_or(now);
-        let over = (now - oldest).as_secs_f64().max(window / 60.0);
-        Pace { creates_per_sec: f64::from(count) / over, held_secs: held }
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

@@ -1,11 +1,13 @@
 //! When to look at a job upstream: a decision with a price.
 //!
 //! Two things can be short. A look spends an attempt that a create may need; an end that nobody has seen keeps a slot that a create may
-//! need. Both prices are in seconds of work delayed, so that they can be compared: with attempts short, one more of them delays the rest
-//! by W/L; with slots short, a second of one of S slots delays the rest by 1/S. How short attempts are is told by what creates and
-//! looks would ask of a whole window at the pace of late. The look is then put where the model's learned run times make the sum least.
+//! need. So a look has a price in seconds that an end goes unseen. It follows from the pace at which the window is being used up: at the
+//! plan's own pace attempts and slots are equally short, above it attempts are, below it slots or nothing. The look is then put where the
+//! model's learned run times make the sum of both least.
 
 use std::time::Duration;
+
+use crate::proxy::quota::Use;
 
 use super::learn::RunTimes;
 
@@ -23,61 +25,20 @@ const STEP_OF_AGE: (f64, f64) = (0.02, 0.2);
 const TAIL: f64 = 0.01;
 /// Jobs to come that are served by what one look finds out.
 const SERVED: f64 = 30.0;
-/// Up to this share of a window asked for, attempts are not short at all. What is asked for cannot much exceed 1 for long: who waits for
-/// attempts does not create.
-const AMPLE: f64 = 0.6;
-/// Looks that a job takes at least, on average, as far as the forecast goes.
-const LOOKS_A_JOB: f64 = 1.1;
-/// The share of a look's price that is charged even where attempts are plentiful: nothing is free.
-const LEAST_LOOK: f64 = 0.05;
-/// The share of the price of an unseen end that counts even where attempts are what everything waits for: work ends some day, and then
-/// slots are all that counts.
-const LEAST_UNSEEN: f64 = 0.5;
+/// What a look costs where attempts are used at the plan's pace, in units of W/L, the time in which one comes back.
+const AT_PAR: f64 = 7.0;
+/// It costs no less and no more than so many.
+const BOUNDS: (f64, f64) = (0.25, 10.0);
+/// So much of a window has passed at the plan's pace before any that was seen: a burst that has just begun tells little.
+const PRIOR: f64 = 0.1;
+/// What a look costs where the plan has no rate, in seconds.
+const WITHOUT_RATE: f64 = 0.2;
 
-/// The state of an account, as far as looks depend on it.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Circumstances {
-    /// L and W in seconds; `None` where the plan has no rate.
-    pub(crate) rate: Option<(f64, f64)>,
-    /// S; `None` where the plan has no limit of jobs.
-    pub(crate) slots: Option<f64>,
-    /// Creates begun a second, of late.
-    pub(crate) creates_per_sec: f64,
-    /// Creates that wait.
-    pub(crate) waiting: f64,
-    /// How long a job keeps its slot, on average and of late, in seconds.
-    pub(crate) held_secs: f64,
-    /// Calls wait for the minute quota at this moment.
-    pub(crate) quota_short: bool,
-}
-
-/// What a look and a second of an unseen end cost, both in seconds of work delayed.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Prices {
-    pub(crate) look: f64,
-    pub(crate) unseen: f64,
-    /// What such a second is worth when it is saved for all jobs to come, whatever is short at this moment.
-    pub(crate) unseen_at_least: f64,
-}
-
-impl Circumstances {
-    /// The prices at this moment.
-    pub(crate) fn prices(&self) -> Prices {
-        let short = self.attempts_short();
-        let look = self.rate.map_or(0.01, |(limit, window)| window / limit * short.max(LEAST_LOOK));
-        let unseen = self.slots.map_or(0.05, |slots| (1.0 - short).max(LEAST_UNSEEN) / slots);
-        Prices { look, unseen, unseen_at_least: self.slots.map_or(0.05, |slots| 0.25 / slots) }
-    }
-
-    /// 0: a window has attempts to spare. 1: attempts are what everything waits for.
-    fn attempts_short(&self) -> f64 {
-        let Some((limit, window)) = self.rate else { return 0.0 };
-        let most = self.slots.map_or(f64::INFINITY, |slots| slots * window / self.held_secs.max(1e-3));
-        let creates = (self.creates_per_sec * window).max(self.waiting).min(most);
-        let asked = creates * (1.0 + LOOKS_A_JOB) / limit;
-        let short = ((asked - AMPLE) / (1.0 - AMPLE)).clamp(0.0, 1.0);
-        if self.quota_short { short.max(0.5) } else { short }
-    }
+/// What a look costs, in seconds that an end goes unseen; `None` for a plan without a rate.
+pub(crate) fn price(usage: Option<Use>) -> f64 {
+    let Some(Use { limit, window, used, since }) = usage else { return WITHOUT_RATE };
+    let pace = (used / limit + PRIOR) / (since / window + PRIOR);
+    window / limit * (AT_PAR * pace * pace).clamp(BOUNDS.0, BOUNDS.1)
 }
 
 /// An interval that has grown so many times.
@@ -98,25 +59,24 @@ pub(crate) struct Seen {
     pub(crate) probe: bool,
 }
 
-/// The age at which the job is to be looked at next.
-pub(crate) fn next_look(times: &RunTimes, seen: Seen, prices: Prices) -> Duration {
+/// The age at which the job is to be looked at next, where a look costs as much as so many seconds that its end goes unseen.
+pub(crate) fn next_look(times: &RunTimes, seen: Seen, price: f64) -> Duration {
     let over = seen.running_at;
     if times.is_empty() {
         let grown = grown(seen.poll, seen.looks).mul_f64(A_LITTLE_LATER);
         return over + if seen.probe { grown } else { WITHOUT_NEWS };
     }
     if times.beyond(over) < TAIL {
-        // The end may come at any time: steps of √(2·look/unseen) cost least. The oldest job goes ahead.
-        let step = (2.0 * prices.look / prices.unseen).sqrt() * if seen.probe { 1.0 } else { 2.0 };
+        // The end may come at any time: steps of √(2·price) cost least. The oldest job goes ahead.
+        let step = (2.0 * price).sqrt() * if seen.probe { 1.0 } else { 2.0 };
         let age = over.as_secs_f64();
         let step = Duration::from_secs_f64(step.clamp(STEP_OF_AGE.0 * age, STEP_OF_AGE.1 * age));
         return over + step.clamp(seen.poll / 4, LONGEST.max(seen.poll));
     }
-    let Some(best) = times.best_look(over, prices.look, prices.unseen) else { return over + seen.poll };
+    let Some(best) = times.best_look(over, price) else { return over + seen.poll };
     if seen.probe && times.doubtful() {
         // A look in the middle may come too early, but what it tells saves later jobs from being seen late.
-        let late = times.late(over, best) * prices.unseen.max(prices.unseen_at_least);
-        if late * SERVED > prices.look / 2.0
+        if times.late(over, best) * SERVED > price / 2.0
             && let Some(middle) = times.quantile(over, 0.5)
         {
             return middle;
@@ -133,15 +93,13 @@ mod tests {
         Duration::from_secs_f64(n)
     }
 
-    fn free_plan(creates_per_sec: f64, held_secs: f64) -> Circumstances {
-        Circumstances {
-            rate: Some((60.0, 60.0)),
-            slots: Some(5.0),
-            creates_per_sec,
-            waiting: 0.0,
-            held_secs,
-            quota_short: false,
-        }
+    fn free_plan(used: f64, since: f64) -> f64 {
+        price(Some(Use { limit: 60.0, window: 60.0, used, since }))
+    }
+
+    /// At the plan's own pace.
+    fn at_par() -> f64 {
+        free_plan(30.0, 30.0)
     }
 
     fn fresh(probe: bool) -> Seen {
@@ -149,32 +107,34 @@ mod tests {
     }
 
     #[test]
-    fn short_jobs_make_attempts_dear_and_long_ones_slots() {
-        let short = free_plan(2.0, 2.5).prices();
-        let long = free_plan(5.0 / 30.0, 30.0).prices();
-        assert!(short.look > 0.9 && short.unseen < 0.11, "{short:?}");
-        assert!(long.look < 0.06 && long.unseen > 0.15, "{long:?}");
-        let both = free_plan(0.5, 10.0).prices();
-        assert!(both.look > 0.3 && both.unseen > 0.05, "{both:?}");
+    fn a_look_is_as_dear_as_the_window_is_used_fast() {
+        assert!((at_par() - 7.0).abs() < 1e-9 && (free_plan(60.0, 60.0) - 7.0).abs() < 1e-9);
+        assert!((free_plan(0.0, 0.0) - 7.0).abs() < 1e-9, "nothing is known yet");
+        assert!((free_plan(40.0, 10.0) - 10.0).abs() < 1e-9, "short jobs: attempts are what everything waits for");
+        assert!(free_plan(55.0, 60.0) < 6.0, "free places that nobody takes");
+        assert!(free_plan(3.0, 40.0) < 0.5, "a caller by itself");
+        let pro = price(Some(Use { limit: 300.0, window: 60.0, used: 60.0, since: 30.0 }));
+        assert!(pro < 0.4 && pro > 0.05, "{pro}");
+        assert!((free_plan(0.0, 60.0) - 0.25).abs() < 1e-9, "nothing is free");
     }
 
     #[test]
     fn jobs_of_an_unknown_model_share_one_probe() {
         let times = RunTimes::default();
-        let prices = free_plan(1.0, 2.5).prices();
-        assert_eq!(next_look(&times, fresh(true), prices), secs(1.04));
-        assert_eq!(next_look(&times, fresh(false), prices), WITHOUT_NEWS);
+        let price = at_par();
+        assert_eq!(next_look(&times, fresh(true), price), secs(1.04));
+        assert_eq!(next_look(&times, fresh(false), price), WITHOUT_NEWS);
         let third = Seen { running_at: secs(2.5), looks: 2, ..fresh(true) };
-        assert_eq!(next_look(&times, third, prices), secs(2.5 + 2.25 * 1.04));
+        assert_eq!(next_look(&times, third, price), secs(2.5 + 2.25 * 1.04));
         let late = Seen { looks: 99, ..third };
-        assert_eq!(next_look(&times, late, prices), secs(2.5 + 10.4));
+        assert_eq!(next_look(&times, late, price), secs(2.5 + 10.4));
     }
 
     #[test]
     fn a_wide_first_interval_is_halved() {
         let mut times = RunTimes::default();
         times.learn(secs(2.5), secs(4.75));
-        let at = next_look(&times, fresh(true), free_plan(2.0, 2.5).prices());
+        let at = next_look(&times, fresh(true), at_par());
         assert!(at > secs(3.0) && at < secs(4.0), "{at:?}");
     }
 
@@ -183,8 +143,8 @@ mod tests {
         let mut times = RunTimes::default();
         (0..20).for_each(|_| times.learn(secs(2.4), secs(2.5)));
         let seen = Seen { running_at: secs(4.0), looks: 3, ..fresh(true) };
-        assert_eq!(next_look(&times, seen, free_plan(1.0, 2.5).prices()), secs(4.8));
+        assert_eq!(next_look(&times, seen, at_par()), secs(4.8));
         let old = Seen { running_at: secs(400.0), ..seen };
-        assert_eq!(next_look(&times, old, free_plan(1.0, 2.5).prices()), secs(408.0));
+        assert_eq!(next_look(&times, old, at_par()), secs(408.0));
     }
 }

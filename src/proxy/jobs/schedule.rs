@@ -9,8 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::protocol::End;
 
-use super::models::Pace;
-use super::plan::{self, Circumstances, Prices, Seen};
+use super::plan::{self, Seen};
 use super::{Due, Jobs, Owner, Sight};
 
 /// The first interval for models that the configuration does not name.
@@ -144,19 +143,19 @@ impl Jobs {
     /// Decides for jobs of one model. What they share is asked for once.
     fn decide(&self, model: &str, jobs: &[(&str, ToPlan)], pause: Duration) {
         let (now, poll) = (Instant::now(), self.poll_of(model));
-        let mut of_account: Option<(usize, Prices)> = None;
-        let prices: Vec<Prices> = jobs
+        let mut of_account: Option<(usize, f64)> = None;
+        let prices: Vec<f64> = jobs
             .iter()
             .map(|(_, job)| match of_account {
-                Some((account, prices)) if account == job.account => prices,
-                _ => of_account.insert((job.account, self.circumstances(job.account, now).prices())).1,
+                Some((account, price)) if account == job.account => price,
+                _ => of_account.insert((job.account, plan::price(self.queues[job.account].usage()))).1,
             })
             .collect();
         let dues: Vec<(Instant, bool)> = self.models.with(model, |times, oldest| {
-            let decided = jobs.iter().zip(prices).map(|((id, job), prices)| {
+            let decided = jobs.iter().zip(prices).map(|((id, job), price)| {
                 let probe = oldest.is_none_or(|oldest| oldest == *id);
                 let running_at = job.running.saturating_duration_since(job.started);
-                let age = plan::next_look(times, Seen { running_at, looks: job.looks, poll, probe }, prices);
+                let age = plan::next_look(times, Seen { running_at, looks: job.looks, poll, probe }, price);
                 // A job restored without an answer is looked at now: somebody may ask.
                 let at = if job.never_told { now } else { job.started + age };
                 let closest = if job.looks > 0 { poll / CLOSEST } else { Duration::ZERO };
@@ -185,21 +184,6 @@ impl Jobs {
         drop(job);
         if !early_enough {
             self.schedule(due, Due::Look(id.to_owned()));
-        }
-    }
-
-    /// The state of an account, as far as looks depend on it.
-    pub(super) fn circumstances(&self, account: usize, now: Instant) -> Circumstances {
-        let outlook = self.queues[account].outlook();
-        let window = outlook.rate.map_or(Duration::from_secs(60), |(_, window)| window);
-        let Pace { creates_per_sec, held_secs } = self.models.pace(account, window, now);
-        Circumstances {
-            rate: outlook.rate.map(|(limit, window)| (f64::from(limit), window.as_secs_f64())),
-            slots: outlook.slots.map(f64::from),
-            creates_per_sec,
-            waiting: f64::from(outlook.creates_waiting),
-            held_secs,
-            quota_short: outlook.quota_short,
         }
     }
 

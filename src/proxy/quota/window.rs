@@ -89,6 +89,12 @@ impl WindowLog {
         }
     }
 
+    /// When the oldest occupied place comes free; `None` where none is known to.
+    pub(crate) fn next_return(&mut self, now: Instant) -> Option<Instant> {
+        self.advance(now);
+        self.leaving.front().map(|(at, _)| *at)
+    }
+
     /// When places come free and how many, as far as is known now: what is under way counts as answered at once. `free` and these are L.
     pub(crate) fn returns(&mut self, now: Instant) -> Vec<(Instant, u32)> {
         self.advance(now);
