@@ -20,7 +20,7 @@ fn blocks<'p>(page: &'p str, language: &str) -> Vec<&'p str> {
 }
 
 /// What stands before the page's own commands: a network where nobody else has a port, and the API.
-const BEFORE: &str = r#"
+const BEFORE: &str = r"
 set -euo pipefail
 ip link set lo up
 sluicegate mock --listen 127.0.0.1:9090 --run-time 300ms > /dev/null &
@@ -29,7 +29,7 @@ trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 until curl --fail --silent http://127.0.0.1:9090/_mock/stats > /dev/null; do sleep 0.05; done
 disown $mock
 export SLUICEGATE_UPSTREAM_URL=http://127.0.0.1:9090
-"#;
+";
 
 /// Runs a page; returns what its commands printed.
 async fn run(name: &str, blocks_expected: usize) -> String {
