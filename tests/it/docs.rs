@@ -20,7 +20,7 @@ fn blocks<'p>(page: &'p str, language: &str) -> Vec<&'p str> {
 }
 
 /// What stands before the page's own commands: a network where nobody else has a port, and the API.
-const BEFORE: &str = r#"
+const BEFORE: &str = r"
 set -euo pipefail
 ip link set lo up
 sluicegate mock --listen 127.0.0.1:9090 --run-time 300ms > /dev/null &
@@ -29,17 +29,21 @@ trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
 until curl --fail --silent http://127.0.0.1:9090/_mock/stats > /dev/null; do sleep 0.05; done
 disown $mock
 export SLUICEGATE_UPSTREAM_URL=http://127.0.0.1:9090
-"#;
+";
 
 /// Runs a page; returns what its commands printed.
 async fn run(name: &str, blocks_expected: usize) -> String {
-    let place = Place::new();
     let page = fs::read_to_string(root().join("docs").join(name)).expect(name);
     let sh = blocks(&page, "sh");
     assert_eq!(sh.len(), blocks_expected, "{name}: a block was lost or added");
+    run_script(name, &sh.join("\n")).await
+}
+
+async fn run_script(name: &str, script: &str) -> String {
+    let place = Place::new();
     // As in a clone, but for what the commands make.
     std::os::unix::fs::symlink(root().join("deploy"), place.join("deploy")).expect("linked");
-    let script = place.write("page.sh", &format!("{BEFORE}\nset -x\n{}\nkill $mock\n", sh.join("\n")));
+    let script = place.write("page.sh", &format!("{BEFORE}\nset -x\n{script}\nkill $mock\n"));
     // Helm and kubectl are found there.
     let tools = tool("kubectl", &[]).await.as_std().get_program().to_owned();
     let tools = Path::new(&tools).parent().expect("a directory").display().to_string();
@@ -54,6 +58,20 @@ async fn run(name: &str, blocks_expected: usize) -> String {
     assert_eq!(code, Some(0), "{name}: {out}\n{err}");
     assert!(!out.contains(KEY));
     out
+}
+
+/// The README's two commands, with nothing edited: the proxy, and a call.
+#[tokio::test]
+async fn a_first_request_takes_two_commands() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("there");
+    let sh = blocks(&readme, "sh");
+    let (start, call) = (sh[1], sh[2]);
+    assert!(start.contains("export CORE_API_KEY=...") && start.contains("\ncargo run --release "), "{start}");
+    assert!(call.starts_with("curl http://127.0.0.1:8787/v1/predictions "), "{call}");
+    let start = start.replace("cargo run --release ", "sluicegate & ");
+    let script = format!("{start}\nuntil sluicegate healthcheck; do sleep 0.05; done\n{call}\n");
+    let out = run_script("README.md", &script).await;
+    assert!(out.contains("\"job_id\":"), "{out}");
 }
 
 #[tokio::test]

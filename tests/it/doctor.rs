@@ -6,11 +6,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::Value;
-use sluicegate::mock::{Mock, Options};
+use sluicegate::mock::{Dialect, Mock, Options};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::process::Command;
@@ -87,27 +87,57 @@ async fn upstream(head: impl Fn() -> String + Send + 'static) -> SocketAddr {
     address
 }
 
-/// TLS with a certificate of nobody's.
-async fn self_signed() -> SocketAddr {
-    let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
-    let cert: CertificateDer<'static> = params.self_signed(&key).expect("signed").der().clone();
-    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(vec![cert], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
-        .expect("a key");
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    tokio::spawn(async move {
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        loop {
-            let Ok((tcp, _)) = listener.accept().await else { return };
-            let _ = acceptor.accept(tcp).await;
-        }
-    });
-    address
+/// TLS before a server of this machine, or before nothing.
+struct Tls {
+    address: SocketAddr,
+    /// The certificate of the authority, in PEM.
+    authority: String,
+}
+
+impl Tls {
+    /// For this name, until the end of that year; `h2` is what it negotiates.
+    async fn start(name: &str, until: i32, h2: bool, inner: Option<SocketAddr>) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let authority = params.self_signed(&key).expect("signed").pem();
+        let issuer = Issuer::from_params(&params, &key);
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        (params.not_before, params.not_after) = (date_time_ymd(2001, 1, 1), date_time_ymd(until, 12, 31));
+        let key = KeyPair::generate().expect("a key");
+        let cert: CertificateDer<'static> = params.signed_by(&key, &issuer).expect("signed").der().clone();
+        let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![cert], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+            .expect("a key");
+        config.alpn_protocols = vec![if h2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(serve_tls(listener, TlsAcceptor::from(Arc::new(config)), inner));
+        Self { address, authority }
+    }
+
+    /// `doctor` before it, trusting its authority.
+    async fn told(&self, place: &Place) -> Told {
+        let trusted = place.write("authority.pem", &self.authority);
+        let mut command = doctor(place, &format!("https://localhost:{}", self.address.port()));
+        told(command.env("SSL_CERT_FILE", trusted)).await
+    }
+}
+
+async fn serve_tls(listener: TcpListener, acceptor: TlsAcceptor, inner: Option<SocketAddr>) {
+    loop {
+        let Ok((tcp, _)) = listener.accept().await else { return };
+        let acceptor = acceptor.clone();
+        tokio::spawn(async move {
+            let Ok(mut tls) = acceptor.accept(tcp).await else { return };
+            let Some(inner) = inner else { return };
+            let mut inner = tokio::net::TcpStream::connect(inner).await.expect("it is there");
+            let _ = tokio::io::copy_bidirectional(&mut tls, &mut inner).await;
+        });
+    }
 }
 
 async fn api() -> Mock {
@@ -189,6 +219,45 @@ async fn beside_a_running_proxy_it_asks_through_it() {
     assert!(told.said("cost").contains("counted by the running proxy"), "{}", told.said("cost"));
     assert!(told.said("limits").contains("59 left"), "{}", told.said("limits"));
     assert_eq!((api.stats().attempts, used(admin).await), (1, 1));
+}
+
+#[tokio::test]
+async fn it_asks_over_tls_in_both_versions_of_http() {
+    for h2 in [false, true] {
+        let (place, api) = (Place::new(), api().await);
+        let inner = api.url().trim_start_matches("http://").parse().expect("an address");
+        let told = Tls::start("localhost", 2099, h2, Some(inner)).await.told(&place).await;
+        assert_eq!((told.with("fail"), told.with("warn")), (vec![], vec![]), "{:#?}", told.findings);
+        let version = if h2 { "HTTP/2" } else { "HTTP/1.1" };
+        assert!(told.said("tls").contains(version), "{}", told.said("tls"));
+        assert_eq!((api.stats().attempts, api.stats().unauthorized), (1, 0));
+    }
+}
+
+#[tokio::test]
+async fn other_protocols_are_asked_in_their_own_words() {
+    let (place, api) = (Place::new(), mock(Options { dialect: Dialect::Replicate, ..Options::default() }).await);
+    let told = told(doctor(&place, &api.url()).env("SLUICEGATE_UPSTREAM_PROTOCOL", "replicate")).await;
+    assert_eq!((told.with("fail"), told.with("warn")), (vec![], vec![]), "{:#?}", told.findings);
+    assert_eq!((api.stats().attempts, api.stats().creates_accepted), (1, 0));
+}
+
+#[tokio::test]
+async fn every_account_in_use_is_asked_once_for_each_key() {
+    let (place, api) = (Place::new(), api().await);
+    let more = "[accounts.twin]\nplan = \"free\"\nkey = { env = \"CORE_API_KEY\" }\n\
+                [accounts.other]\nplan = \"free\"\nkey = { env = \"OTHER_KEY\" }\n\
+                [accounts.unused]\nplan = \"free\"\nkey = { env = \"UNSET\" }\n\
+                [[clients]]\nname = \"a\"\ntoken = { env = \"TOKEN_A\" }\naccount = \"twin\"\n\
+                [[clients]]\nname = \"b\"\ntoken = { env = \"TOKEN_B\" }\naccount = \"other\"\n";
+    place.write("proxy.toml", &format!("{CONFIG}{more}"));
+    let mut command = doctor(&place, &api.url());
+    command.env("OTHER_KEY", "cdt_unknown_key_of_other").env("TOKEN_A", "token-a").env("TOKEN_B", "token-b");
+    let told = told(&mut command).await;
+    told.blames("fail", "key", &["account other", "401"]);
+    assert!(told.said("key").contains("account main: the key from environment variable CORE_API_KEY is let in"));
+    let stats = api.stats();
+    assert_eq!((stats.attempts, stats.unauthorized), (1, 1));
 }
 
 #[tokio::test]
@@ -277,8 +346,8 @@ async fn fault_6_nobody_answers_there() {
 
 #[tokio::test]
 async fn fault_7_a_certificate_of_nobody_s() {
-    let place = Place::new();
-    let told = told(&mut doctor(&place, &format!("https://localhost:{}", self_signed().await.port()))).await;
+    let (place, tls) = (Place::new(), Tls::start("localhost", 2099, false, None).await);
+    let told = told(&mut doctor(&place, &format!("https://localhost:{}", tls.address.port()))).await;
     told.blames("fail", "tls", &["localhost", "SSL_CERT_FILE"]);
 }
 
@@ -348,6 +417,25 @@ async fn fault_15_a_web_proxy_that_takes_local_calls_too() {
     let (place, api) = (Place::new(), api().await);
     let told = told(doctor(&place, &api.url()).env("http_proxy", "http://corporate.example:3128")).await;
     told.blames("warn", "apps", &["http_proxy is set", "NO_PROXY=localhost"]);
+}
+
+#[tokio::test]
+async fn fault_16_a_certificate_that_has_run_out() {
+    let (place, tls) = (Place::new(), Tls::start("localhost", 2002, false, None).await);
+    tls.told(&place).await.blames("fail", "tls", &["has run out"]);
+}
+
+#[tokio::test]
+async fn fault_17_a_certificate_of_another_name() {
+    let (place, tls) = (Place::new(), Tls::start("other.example", 2099, false, None).await);
+    tls.told(&place).await.blames("fail", "tls", &["for another name", "upstream.url"]);
+}
+
+#[tokio::test]
+async fn fault_18_a_port_that_does_not_speak_tls() {
+    let (place, api) = (Place::new(), api().await);
+    let told = told(&mut doctor(&place, &api.url().replace("http://", "https://"))).await;
+    told.blames("fail", "tls", &["is it HTTPS"]);
 }
 
 /// Nothing that does not answer may hold it up for long.

@@ -21,6 +21,10 @@ mod docs;
 
 mod units;
 
+mod watch;
+
+mod traces;
+
 mod guard;
 
 mod cors;

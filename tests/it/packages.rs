@@ -125,3 +125,62 @@ async fn shells_take_the_completions() {
         assert_eq!(made.code, Some(0), "{shell}: {made:?}");
     }
 }
+
+// ---- Releases ----------------------------------------------------------------------------------------------------------
+
+/// Packs a release of a program that only passes on what it is asked: what is packed does not depend on its size.
+async fn packed(place: &Place, into: &str) -> PathBuf {
+    let program = place.write("program", &format!("#!/bin/sh\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_sluicegate")));
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("ours");
+    let script = root().join("scripts/dist").display().to_string();
+    let mut pack = place.command(&script, &["program", "x86_64-linux", into]);
+    let packed = ended(pack.env("SOURCE_DATE_EPOCH", "1700000000")).await;
+    assert_eq!(packed.code, Some(0), "{packed:?}");
+    let archive = place.join(into).join(format!("sluicegate-{}-x86_64-linux.tar.gz", env!("CARGO_PKG_VERSION")));
+    assert_eq!(packed.out.trim(), archive.display().to_string());
+    archive
+}
+
+#[tokio::test]
+async fn a_release_holds_all_that_is_shipped_and_its_checksum_is_right() {
+    let place = Place::new();
+    let archive = packed(&place, "one").await;
+    let twice = packed(&place, "two").await;
+    assert!(fs::read(&archive).expect("there") == fs::read(twice).expect("there"), "the same input, other bytes");
+    let sum = format!("{}.sha256", archive.display());
+    let checked = ended(place.command("sha256sum", &["--check", &sum]).current_dir(place.join("one"))).await;
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    let listed = ended(&mut place.command("tar", &["tzf", &archive.display().to_string()])).await;
+    for file in [
+        "/sluicegate",
+        "/README.md",
+        "/LICENSE-MIT",
+        "/proxy.toml",
+        "/proxy.schema.json",
+        "/completions/sluicegate.bash",
+        "/completions/sluicegate.zsh",
+        "/man/sluicegate.1",
+        "/man/sluicegate-doctor.1",
+        "/deploy/systemd/sluicegate.service",
+        "/deploy/kubernetes/sidecar/kustomization.yaml",
+        "/deploy/helm/sluicegate/Chart.yaml",
+    ] {
+        assert!(listed.out.lines().any(|line| line.ends_with(file)), "{file}\n{}", listed.out);
+    }
+}
+
+#[tokio::test]
+async fn workflows_are_what_their_runner_takes() {
+    let workflow = ".github/workflows/release.yml";
+    let arguments = ["--builtin-schema", "vendor.github-workflows", workflow];
+    let checked = ended(&mut tools::tool("check-jsonschema", &arguments).await).await;
+    assert_eq!(checked.code, Some(0), "{checked:?}");
+    let text = fs::read_to_string(root().join(workflow)).expect("there");
+    assert!(text.contains("\npermissions: {}\n"), "no job has a right that it does not name");
+    for script in text.split_whitespace().filter(|word| word.starts_with("scripts/")) {
+        assert!(root().join(script).is_file(), "{script}");
+    }
+    // What outsiders write reaches shells by variables only.
+    let pasted = text.lines().filter(|line| line.contains("run:") && line.contains("${{"));
+    assert!(pasted.into_iter().all(|line| line.contains("matrix.target")), "{text}");
+}
