@@ -11,9 +11,7 @@ const JOBS_SHOWN: usize = 100;
 
 /// Status, jobs, budgets and the latest requests. No key, no job's input, no answer is in it.
 pub(super) fn snapshot(app: &App, status: &Value) -> Value {
-    let mut jobs = app.jobs.views();
-    let live = jobs.len();
-    jobs.truncate(JOBS_SHOWN);
+    let (live, jobs) = app.jobs.oldest(JOBS_SHOWN);
     let at = app.clock.wall().duration_since(UNIX_EPOCH);
     json!({
         "at": at.map_or(0, |since| since.as_millis()),

@@ -591,24 +591,41 @@ impl Jobs {
         }
     }
 
-    /// Live jobs, for the admin port.
+    /// Live jobs, for the admin port: the oldest first.
     pub(crate) fn views(&self) -> Vec<View> {
+        self.oldest(usize::MAX).1
+    }
+
+    /// How many live, and the oldest of them, at most so many.
+    pub(crate) fn oldest(&self, most: usize) -> (usize, Vec<View>) {
         let now = Instant::now();
-        let live = self.table.iter().filter(|job| job.slot.is_some());
-        let mut views: Vec<View> = live
-            .map(|job| View {
-                id: job.key().clone(),
-                account: self.queues[job.owner.account].name.clone(),
-                client: self.clients[job.owner.client].clone(),
-                model: job.model.to_string(),
-                status: job.status.clone(),
-                age_secs: (now - job.started).as_secs_f64(),
-                next_look_in_secs: job.due.saturating_duration_since(now).as_secs_f64(),
-                looks: job.looks,
-            })
-            .collect();
-        views.sort_by(|a, b| b.age_secs.total_cmp(&a.age_secs));
-        views
+        let mut live = 0;
+        // The youngest of those so far is on top, and the first to go.
+        let mut oldest = BinaryHeap::new();
+        for job in self.table.iter().filter(|job| job.slot.is_some()) {
+            live += 1;
+            if oldest.len() < most || oldest.peek().is_some_and(|(youngest, _)| job.started < *youngest) {
+                oldest.push((job.started, job.key().clone()));
+            }
+            if oldest.len() > most {
+                oldest.pop();
+            }
+        }
+        let oldest = oldest.into_sorted_vec().into_iter();
+        (live, oldest.filter_map(|(_, id)| Some(self.view(&*self.table.get(&id)?, id, now))).collect())
+    }
+
+    fn view(&self, job: &Job, id: String, now: Instant) -> View {
+        View {
+            id,
+            account: self.queues[job.owner.account].name.clone(),
+            client: self.clients[job.owner.client].clone(),
+            model: job.model.to_string(),
+            status: job.status.clone(),
+            age_secs: (now - job.started).as_secs_f64(),
+            next_look_in_secs: job.due.saturating_duration_since(now).as_secs_f64(),
+            looks: job.looks,
+        }
     }
 
     /// Creates whose outcome is unknown and that hold a slot.

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 /// Where a test of this module would stand: `guard` in tests/it, `proxy::guard::tests` in src.
 fn source(module: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let Some(module) = module.strip_suffix("::tests") else { return root.join(format!("tests/it/{module}.rs")) };
-    let path = root.join("src").join(module.replace("::", "/"));
+    let module = module.replace("::", "/");
+    let Some(module) = module.strip_suffix("/tests") else { return root.join(format!("tests/it/{module}.rs")) };
+    let path = root.join("src").join(module);
     let own = path.join("tests.rs");
     if own.exists() { own } else { path.with_extension("rs") }
 }

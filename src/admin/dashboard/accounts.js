@@ -70,7 +70,7 @@ function notes(account) {
 
 function windowNote({limit, used, remaining, next_in_secs: next}) {
     if (used === 0 && remaining === limit) return 'all free';
-    return `${count(remaining)} free now, ${next > 0 ? `next place in ${span(next)}` : 'the next place is due'}`;
+    return `${count(remaining)} free now${next > 0 ? `, next place in ${span(next)}` : ''}`;
 }
 
 function update(card, {account, budget, renews}) {

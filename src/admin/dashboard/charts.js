@@ -52,7 +52,9 @@ function point(chart, place) {
 
 function path(values, offset, highest) {
     const y = value => (HEIGHT - 2 - value / highest * (HEIGHT - 6)).toFixed(1);
-    return values.map((value, place) => `${place ? 'L' : 'M'}${offset + place} ${y(value)}`).join('');
+    const line = values.map((value, place) => `${place ? 'L' : 'M'}${offset + place} ${y(value)}`).join('');
+    // One point alone is a dot.
+    return values.length === 1 ? `${line}h.01` : line;
 }
 
 function draw(chart) {
