@@ -18,6 +18,9 @@ use crate::support::{Site, create, get, poll, saturate};
 /// What is done to the store.
 mod faults;
 
+/// The program itself.
+mod program;
+
 /// The same with one process alone.
 mod both;
 

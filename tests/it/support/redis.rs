@@ -16,11 +16,17 @@ pub struct Redis {
     child: Option<Child>,
     pub port: u16,
     directory: Scratch,
+    more: Vec<String>,
 }
 
 impl Redis {
     pub async fn start() -> Self {
-        let mut redis = Self { child: None, port: free_port(), directory: Scratch::new() };
+        Self::with(Vec::new()).await
+    }
+
+    /// With more settings, as on the command line.
+    pub async fn with(more: Vec<String>) -> Self {
+        let mut redis = Self { child: None, port: free_port(), directory: Scratch::new(), more };
         redis.up().await;
         redis
     }
@@ -29,7 +35,7 @@ impl Redis {
     pub async fn up(&mut self) {
         let mut command = Command::new("redis-server");
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        command.arg("--dir").arg(&self.directory.0);
+        command.arg("--dir").arg(&self.directory.0).args(&self.more);
         let child = command.stdout(Stdio::null()).spawn();
         self.child = Some(child.expect("redis-server is installed: `apt-get install redis-server`"));
         let until = Instant::now() + Duration::from_secs(20);
@@ -87,7 +93,7 @@ impl Drop for Redis {
     }
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("an address").port()
 }
