@@ -115,7 +115,7 @@ impl Proxy {
         for queue in app.queues() {
             background.spawn(queue.keep_time());
         }
-        let replicas = Replicas::start(config, &app, &mut background)?;
+        let replicas = Replicas::start(config, state.as_ref(), &app, &mut background)?;
         let looker = Arc::new(Looker(Arc::clone(&worker)));
         background.spawn(Arc::clone(&app.jobs).keep_looking(looker, app.tasks.clone()));
         let dial = around.dial.unwrap_or_else(|| Arc::new(Outward::default()));

@@ -1,6 +1,8 @@
 //! One process among several that share accounts through a store: what is started for that, and its end.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,15 +43,25 @@ pub(crate) fn share(
         clients => clients.iter().map(|client| client.name.clone()).collect(),
     };
     let terms = Terms::new(&account.plan, redis.replicas.get(), &config.jobs);
-    queue.share(terms, state.replica()?, clients);
+    queue.share(terms, state.replica()?, clients, others(&state.members(&account.key)));
     Ok(())
+}
+
+/// Whom an earlier process shared the account with; nobody where that is not known.
+fn others(file: &Path) -> BTreeMap<String, String> {
+    std::fs::read(file).ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default()
 }
 
 impl Replicas {
     /// Starts the calls on the current runtime, and in `background` what takes over jobs of replicas that are gone.
-    pub(crate) fn start(config: &Config, app: &Arc<App>, background: &mut JoinSet<()>) -> Result<Self, StartError> {
+    pub(crate) fn start(
+        config: &Config,
+        state: Option<&State>,
+        app: &Arc<App>,
+        background: &mut JoinSet<()>,
+    ) -> Result<Self, StartError> {
         let mut replicas = Self::default();
-        let config::State::Redis(_, redis) = &config.state else { return Ok(replicas) };
+        let (config::State::Redis(_, redis), Some(state)) = (&config.state, state) else { return Ok(replicas) };
         let (sender, mut receiver) = mpsc::unbounded_channel::<queue::Adopted>();
         for queue in app.queues() {
             let accounts = app.accounts.iter().zip(&config.accounts);
@@ -59,8 +71,12 @@ impl Replicas {
             let Some(terms) = queue.terms() else { continue };
             let link = Link::new(redis, &account.key, &terms)
                 .map_err(|error| StartError::Config(format!("state.redis cannot be used: {error}")))?;
-            let (leaving, metrics) = (replicas.leaving.clone(), app.metrics.shared.clone());
-            replicas.brokers.spawn(queue.keep_shared(link, sender.clone(), leaving, metrics));
+            let around = queue::Around {
+                adopted: sender.clone(),
+                metrics: app.metrics.shared.clone(),
+                members: state.members(&account.key),
+            };
+            replicas.brokers.spawn(queue.keep_shared(link, around, replicas.leaving.clone()));
         }
         let app = Arc::clone(app);
         background.spawn(async move {

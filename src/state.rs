@@ -64,6 +64,11 @@ impl State {
         Ok(id)
     }
 
+    /// Where a replica keeps whom it shares an account with, for the case that the store forgets it.
+    pub(crate) fn members(&self, key: &Secret) -> PathBuf {
+        self.path.join(format!("members-{}.json", fingerprint(key)))
+    }
+
     /// The ledger's file.
     pub(crate) fn ledger(&self) -> PathBuf {
         self.path.join("ledger.sqlite")

@@ -19,7 +19,7 @@ use self::line::{Jobs, Line, Need, Shares, Ticket};
 use self::permit::Stage;
 use self::shared::{Place, Sender, Shared};
 
-pub(crate) use self::broker::{Adopted, SharedView};
+pub(crate) use self::broker::{Adopted, Around, SharedView};
 pub(crate) use self::line::Class;
 pub(crate) use self::permit::{Permit, Slot};
 
@@ -228,8 +228,9 @@ impl Account {
         let asks = book.shared.as_ref().filter(|shared| shared.asks()).map(|shared| shared.patience());
         if free && asks.is_none() {
             let claim = book.grant(need, ask.client, now);
+            let own = book.shared.as_ref().map(|shared| (shared.own_place(now), None));
             drop(guard);
-            return Ok(Entered::Served(self.make_turn(ticket, need, claim, None)));
+            return Ok(Entered::Served(self.make_turn(ticket, need, claim, own)));
         }
         let until = asks.filter(|_| free).map_or(ask.deadline, |patience| ask.deadline.max(now + patience));
         let earliest = book.earliest(ask.client, now);
@@ -276,9 +277,10 @@ impl Account {
                 shared.ask(ticket, need, claim, waiter);
                 continue;
             }
+            let own = book.shared.as_ref().map(|shared| (shared.own_place(now), None));
             drop(book);
             // A waiter that has just given up drops the turn, and so gives back what it holds.
-            drop(waiter.sender.send(self.make_turn(ticket, need, claim, None)));
+            drop(waiter.sender.send(self.make_turn(ticket, need, claim, own)));
         }
     }
 

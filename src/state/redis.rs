@@ -191,7 +191,7 @@ impl Link {
 
 fn connection_info(settings: &config::Redis) -> Result<ConnectionInfo, redis::RedisError> {
     let info = settings.url.as_str().into_connection_info()?;
-    let mut login = RedisConnectionInfo::default().set_db(info.redis_settings().db());
+    let mut login = RedisConnectionInfo::default().set_db(info.redis_settings().db()).set_skip_set_lib_name();
     if let Some(user) = &settings.user {
         login = login.set_username(user);
     }

@@ -15,6 +15,15 @@ use crate::support::redis::{Fleet, Redis, wait_for};
 use crate::support::relay::{Passes, Relay};
 use crate::support::{Site, create, get, poll, saturate};
 
+/// What is done to the store.
+mod faults;
+
+/// The program itself.
+mod program;
+
+/// The same with one process alone.
+mod both;
+
 /// 60 a minute, in fast motion.
 const RATE: &str = "requests = 60\nper = \"2s\"";
 const W: Duration = Duration::from_secs(2);

@@ -1,5 +1,7 @@
 //! The calls to the store that replicas share: one at a time for an account, with all that was asked for and noted meanwhile.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::mpsc::UnboundedSender;
@@ -19,6 +21,15 @@ pub(crate) struct Adopted {
     pub(crate) entry: SlotEntry,
 }
 
+/// What the calls bring about beside turns.
+pub(crate) struct Around {
+    /// Takes the slots of replicas that are gone.
+    pub(crate) adopted: UnboundedSender<Adopted>,
+    pub(crate) metrics: Metrics,
+    /// The names of the other replicas are kept in it.
+    pub(crate) members: PathBuf,
+}
+
 /// What an operator sees of the store.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedView {
@@ -32,26 +43,24 @@ pub(crate) struct SharedView {
 
 impl Account {
     /// From now on the account is shared under these terms, by the replica of this name. Before anything is taken.
-    pub(crate) fn share(&self, terms: Terms, id: String, clients: Vec<String>) {
+    /// `others`: the members that an earlier process knew.
+    pub(crate) fn share(&self, terms: Terms, id: String, clients: Vec<String>, others: BTreeMap<String, String>) {
         let now = Instant::now();
         let mut book = self.book();
-        let shared = Shared::new(terms, id, self.name.clone(), clients, book.quota.log(), now);
+        let shared = Shared::new(terms, id, self.name.clone(), clients, others, book.quota.log(), now);
         book.shared = Some(Box::new(shared));
     }
 
-    /// Calls the store until this replica is to leave, and then takes its leave. Adopted slots go to `adopted`.
-    pub(crate) async fn keep_shared(
-        self: Arc<Self>,
-        mut link: Link,
-        adopted: UnboundedSender<Adopted>,
-        leaving: CancellationToken,
-        metrics: Metrics,
-    ) {
-        leaving.run_until_cancelled(self.keep_calling(&mut link, &adopted, &metrics)).await;
-        self.leave_shared(&mut link).await;
+    /// Calls the store until this replica is to leave, and then takes its leave.
+    pub(crate) async fn keep_shared(self: Arc<Self>, mut link: Link, around: Around, leaving: CancellationToken) {
+        leaving.run_until_cancelled(self.keep_calling(&mut link, &around)).await;
+        if self.leave_shared(&mut link).await {
+            // The store knows that we owe nobody anything.
+            drop(std::fs::remove_file(&around.members));
+        }
     }
 
-    async fn keep_calling(self: &Arc<Self>, link: &mut Link, adopted: &UnboundedSender<Adopted>, metrics: &Metrics) {
+    async fn keep_calling(self: &Arc<Self>, link: &mut Link, around: &Around) {
         let mut told_failure = false;
         let mut next_beat = Instant::now();
         loop {
@@ -67,7 +76,7 @@ impl Account {
             next_beat = sent + beat;
             let Some(request) = self.prepare(sent) else { continue };
             let answer = link.call(&request).await;
-            metrics.called(answer.is_ok());
+            around.metrics.called(answer.is_ok());
             let failed = answer.as_ref().err().map(ToString::to_string);
             let outcome = self.take(answer, sent);
             match failed {
@@ -79,7 +88,19 @@ impl Account {
                 Some(_) => {}
                 None => told_failure = false,
             }
-            self.carry_out(outcome, adopted);
+            self.remember(&around.members);
+            self.carry_out(outcome, &around.adopted);
+        }
+    }
+
+    /// Keeps the names of the others, for a process that comes after this one.
+    fn remember(&self, file: &Path) {
+        let changed = self.book().shared.as_mut().and_then(|shared| shared.changed_others());
+        let Some(others) = changed else { return };
+        let kept =
+            serde_json::to_vec(&others).map_err(std::io::Error::from).and_then(|json| std::fs::write(file, json));
+        if let Err(error) = kept {
+            tracing::warn!(account = self.name, %error, "the other replicas' names cannot be kept");
         }
     }
 
@@ -147,16 +168,18 @@ impl Account {
     }
 
     /// Tells the store that this replica sends nothing any more: its share is free at once, its jobs for others to look at.
-    async fn leave_shared(&self, link: &mut Link) {
+    /// True if it heard.
+    async fn leave_shared(&self, link: &mut Link) -> bool {
         let sent = Instant::now();
         // What was noted last.
         if let Some(request) = self.prepare(sent).filter(|request| request.op == Op::Call) {
             drop(self.take(link.call(&request).await, sent));
         }
         let request = self.book().shared.as_mut().and_then(|shared| shared.leave());
-        if let Some(request) = request {
-            // Who is gone without a word is noticed too, a little later.
-            let _ = link.call(&request).await;
+        // Who is gone without a word is noticed too, a little later.
+        match request {
+            Some(request) => link.call(&request).await.is_ok(),
+            None => false,
         }
     }
 

@@ -20,11 +20,12 @@ use super::{Turn, Waiter};
 /// The most that is asked for in one call.
 const MOST_ASKED: u32 = 256;
 
-/// A place that the store has granted.
+/// A place that the store has granted, or one of this replica's own share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
-    n: u64,
-    /// The attempt must be sent by then: the store does not keep the place for longer.
+    /// `None`: of the share.
+    n: Option<u64>,
+    /// The attempt must be sent by then: the place is not kept for longer.
     pub(crate) good_until: Instant,
 }
 
@@ -139,6 +140,8 @@ pub(crate) struct Shared {
     mode: Mode,
     /// What we hold has to be told before anything is asked.
     must_join: bool,
+    /// It is being told.
+    joining: bool,
     /// Not before this: what an earlier process sent may count, and nobody knows what that was.
     join_at: Instant,
     seq: u64,
@@ -160,7 +163,9 @@ pub(crate) struct Shared {
     allowance: Option<u32>,
     clocks: Option<Clocks>,
     stepped: bool,
+    /// The other members, by name: whether their jobs have to be reckoned with.
     others: BTreeMap<String, String>,
+    others_changed: bool,
     pub(crate) told: Told,
 }
 
@@ -170,6 +175,7 @@ impl Shared {
         id: String,
         account: String,
         clients: Vec<String>,
+        others: BTreeMap<String, String>,
         log: Option<&mut WindowLog>,
         now: Instant,
     ) -> Self {
@@ -184,6 +190,7 @@ impl Shared {
             clients,
             mode: Mode::Outside,
             must_join: true,
+            joining: false,
             join_at: filled.unwrap_or(now),
             seq: 0,
             ack: 0,
@@ -201,7 +208,8 @@ impl Shared {
             allowance: Some(1),
             clocks: None,
             stepped: false,
-            others: BTreeMap::new(),
+            others,
+            others_changed: false,
             told: Told::default(),
         }
     }
@@ -242,6 +250,11 @@ impl Shared {
         u32::try_from(self.asking.len() + self.in_call.len()).unwrap_or(u32::MAX)
     }
 
+    /// A place of our own share, which is asked of nobody.
+    pub(super) fn own_place(&self, now: Instant) -> Place {
+        Place { n: None, good_until: now + self.terms.grant }
+    }
+
     /// Turns are asked for, rather than given at once.
     pub(super) fn asks(&self) -> bool {
         self.mode == Mode::Up
@@ -279,33 +292,33 @@ impl Shared {
 
     /// The head of an attempt is being written; without a place it spends our share.
     pub(super) fn sent(&mut self, place: Option<Place>, now: Instant) {
-        match place {
-            Some(place) => {
-                self.flights.insert(place.n, now);
+        match place.and_then(|place| place.n) {
+            Some(n) => {
+                self.flights.insert(n, now);
             }
             None => self.must_join = true,
         }
     }
 
     pub(super) fn unsent(&mut self, place: Option<Place>) {
-        if let Some(place) = place {
-            self.flights.remove(&place.n);
+        if let Some(n) = place.and_then(|place| place.n) {
+            self.flights.remove(&n);
         }
     }
 
     pub(super) fn answered(&mut self, place: Option<Place>, now: Instant) {
-        if let Some(place) = place
-            && let Some(sent) = self.flights.remove(&place.n)
+        if let Some(n) = place.and_then(|place| place.n)
+            && let Some(sent) = self.flights.remove(&n)
         {
             let counted_by = now.min(sent + self.terms.jitter);
-            self.reports.ends.insert(place.n, counted_by + self.terms.window);
+            self.reports.ends.insert(n, counted_by + self.terms.window);
         }
     }
 
     /// Nothing was sent.
     pub(super) fn given_back(&mut self, place: Option<Place>, now: Instant) {
-        if let Some(place) = place {
-            self.reports.ends.insert(place.n, now);
+        if let Some(n) = place.and_then(|place| place.n) {
+            self.reports.ends.insert(n, now);
             self.hurry = true;
         }
     }
@@ -393,6 +406,8 @@ impl Shared {
             adopt: None,
         };
         if self.must_join {
+            // What is sent from here on without a place is not part of what is told now.
+            (self.must_join, self.joining) = (false, true);
             self.fill_join(&mut request, log, now);
         } else {
             self.fill_call(&mut request, more, now);
@@ -456,6 +471,7 @@ impl Shared {
         if self.mode == Mode::Up {
             self.mode = Mode::CutOff;
         }
+        self.must_join |= std::mem::take(&mut self.joining);
         let back = self.take_back(now);
         let unsaid = std::mem::take(&mut self.on_the_way);
         self.reports.put_back(unsaid);
@@ -481,6 +497,7 @@ impl Shared {
         if let Some(refused) = &reply.refused {
             return self.turned_away(refused, now);
         }
+        self.joining = false;
         let stepped = self.has_stepped(reply, sent, now);
         self.stepped = stepped;
         self.on_the_way = Reports::default();
@@ -493,7 +510,7 @@ impl Shared {
         self.note(reply);
         let mut outcome = Outcome::default();
         if reply.joined {
-            (self.must_join, self.allowance, self.closed_until) = (false, Some(1), None);
+            (self.allowance, self.closed_until) = (Some(1), None);
         }
         if stepped {
             // Granted by a clock that cannot be trusted.
@@ -518,7 +535,7 @@ impl Shared {
         self.told.why = Some(refused.to_owned());
         // Not known to the store any more: as good as no answer, until it is told what we hold. Without a seat there is no share.
         self.mode = if refused == "unknown" && self.mode != Mode::Outside { Mode::CutOff } else { Mode::Outside };
-        self.must_join = true;
+        (self.must_join, self.joining) = (true, false);
         let back = self.take_back(now);
         let unsaid = std::mem::take(&mut self.on_the_way);
         self.reports.put_back(unsaid);
@@ -536,8 +553,9 @@ impl Shared {
     }
 
     fn note(&mut self, reply: &Reply) {
-        if !reply.others.is_empty() || reply.members == 1 {
+        if (!reply.others.is_empty() || reply.members == 1) && self.others != reply.others {
             self.others.clone_from(&reply.others);
+            self.others_changed = true;
         }
         self.told = Told {
             free: reply.free,
@@ -573,7 +591,7 @@ impl Shared {
                 }
                 n
             });
-            let place = Place { n: asking.n, good_until: sent + self.terms.grant };
+            let place = Place { n: Some(asking.n), good_until: sent + self.terms.grant };
             outcome.served.push((asking, place, slot));
         }
         self.take_over(reply, outcome);
@@ -587,6 +605,11 @@ impl Shared {
             self.slots_until = reply.no_slot.then(|| now + self.terms.slot_poll());
         }
         self.must_join |= reply.odd;
+    }
+
+    /// The other members, where they are not those that were asked for last.
+    pub(super) fn changed_others(&mut self) -> Option<BTreeMap<String, String>> {
+        std::mem::take(&mut self.others_changed).then(|| self.others.clone())
     }
 
     /// What an answer's headers say of all replicas together.
@@ -651,3 +674,6 @@ impl Shared {
 
 /// Whom the store is asked for is told through this.
 pub(super) type Sender = oneshot::Sender<Turn>;
+
+#[cfg(test)]
+mod tests;

@@ -23,20 +23,29 @@ local function keep(name, value)
     set[name] = value
 end
 
--- Members: life, last call, its time, time of the last call whose answer is known to have arrived.
+-- Time that no step of the clock adds to: it goes on by a lease at most from call to call. Where it is late, things are kept for longer.
+local age = stored('age') + math.max(math.min(now - stored('last'), q.lease), 0)
+
+-- Members: life, last call, its time, time of the last call whose answer is known to have arrived; both times by age too.
 local all, count = {}, 0
 do
     local flat = redis.call('HGETALL', members)
     for i = 1, #flat, 2 do
-        local life, seq, at, seen = string.match(flat[i + 1], '^(%S+) (%d+) (%d+) (%d+)$')
-        all[flat[i]] = { life = life, seq = tonumber(seq), at = tonumber(at), seen = tonumber(seen) }
+        local words = {}
+        for word in string.gmatch(flat[i + 1], '%S+') do words[#words + 1] = word end
+        all[flat[i]] = {
+            life = words[1], seq = tonumber(words[2]), at = tonumber(words[3]), seen = tonumber(words[4]),
+            at_age = tonumber(words[5]), seen_age = tonumber(words[6]),
+        }
         count = count + 1
     end
 end
 local function save(id, m)
     if not all[id] then count = count + 1 end
     all[id] = m
-    redis.call('HSET', members, id, m.life .. ' ' .. text(m.seq) .. ' ' .. text(m.at) .. ' ' .. text(m.seen))
+    local times = { m.seq, m.at, m.seen, m.at_age, m.seen_age }
+    for i, time in ipairs(times) do times[i] = text(time) end
+    redis.call('HSET', members, id, m.life .. ' ' .. table.concat(times, ' '))
 end
 
 -- Nothing can be said of what was sent: the window counts as full, the bucket as empty.
@@ -57,7 +66,7 @@ local r = { now = text(now) }
 local sizes = redis.call('ZCARD', places) .. ' ' .. redis.call('HLEN', slots) .. ' ' .. count
 if a.last == nil or a.sizes ~= sizes then
     redis.call('DEL', account, places, members, slots, turns)
-    all, count, a, set = {}, 0, {}, {}
+    all, count, a, set, age = {}, 0, {}, {}, 0
     reset('new')
 elseif now < stored('last') - q.jitter then
     reset('clock')
@@ -65,11 +74,15 @@ end
 if q.stepped then reset('clock') end
 
 for id, m in pairs(all) do
-    if now - m.seen > q.forget then
+    if age - m.seen_age > q.forget then
         redis.call('HDEL', members, id)
         all[id] = nil
         count = count - 1
     end
+end
+
+for name, left in pairs(a) do
+    if string.sub(name, 1, 5) == 'left ' and age - left > q.forget then redis.call('HDEL', account, name) end
 end
 
 local function missing(m) return now - m.seen > q.lease end
@@ -79,6 +92,7 @@ local me = all[q.id]
 local function finish()
     redis.call('ZREMRANGEBYSCORE', places, '-inf', '(' .. text(now))
     keep('last', text(now))
+    keep('age', text(age))
     keep('sizes', redis.call('ZCARD', places) .. ' ' .. redis.call('HLEN', slots) .. ' ' .. count)
     local fields = {}
     for name, value in pairs(set) do
@@ -99,8 +113,10 @@ end
 if q.op == 'leave' then
     if me and me.life == q.life then
         redis.call('HDEL', members, q.id)
-        redis.call('HDEL', turns, q.id)
+        all[q.id] = nil
         count = count - 1
+        -- For those who come back and have heard of it before.
+        keep('left ' .. q.id, text(age))
     end
     return finish()
 end
@@ -155,7 +171,7 @@ end
 
 if q.op == 'join' then
     local placeholder = me and #me.life == 1
-    if me and me.life ~= q.life and not placeholder and now - me.at < q.lease then
+    if me and me.life ~= q.life and not placeholder and (now - me.at < q.lease or age - me.at_age < q.lease) then
         r.refused = 'taken'
         return finish()
     end
@@ -193,12 +209,16 @@ if q.op == 'join' then
         end
     end
     -- A cut-off replica's share stays reserved until it is known that this answer has arrived.
-    local seen = (placeholder or not fresh) and me.seen or now
-    me = { life = q.life, seq = q.seq, at = now, seen = seen }
+    local known = placeholder or not fresh
+    local seen, seen_age = known and me.seen or now, known and me.seen_age or age
+    me = { life = q.life, seq = q.seq, at = now, seen = seen, at_age = age, seen_age = seen_age }
     save(q.id, me)
+    if a['left ' .. q.id] then redis.call('HDEL', account, 'left ' .. q.id) end
     -- Others that the caller knew before everything was lost: their share is kept for them, and their jobs count until they tell.
     for id, life in pairs(q.others or {}) do
-        if not all[id] and a.why == 'new' then save(id, { life = life, seq = 0, at = now, seen = now }) end
+        if not all[id] and age < q.forget and not a['left ' .. id] then
+            save(id, { life = life, seq = 0, at = now, seen = now, at_age = age, seen_age = age })
+        end
     end
     for _, told in ipairs(q.slots or {}) do
         local slot = told.slot
@@ -219,8 +239,8 @@ else
         r.refused = 'unknown'
         return finish()
     end
-    if me.seq == q.ack then me.seen = me.at end
-    me.seq, me.at = q.seq, now
+    if me.seq == q.ack then me.seen, me.seen_age = me.at, me.at_age end
+    me.seq, me.at, me.at_age = q.seq, now, age
     save(q.id, me)
     for _, told in ipairs(q.ends or {}) do
         if told[2] <= 0 then
@@ -250,7 +270,7 @@ local used = redis.call('ZCARD', places)
 local away, unsure = 0, false
 for id, m in pairs(all) do
     if missing(m) then away = away + 1 end
-    if m.life == '?' and now - m.at < q.max_age then unsure = true end
+    if m.life == '?' and age - m.at_age < q.max_age then unsure = true end
 end
 local limit = q.limit and q.limit - math.floor(q.limit / q.replicas) * away
 local paced = q.limit and (q.pace or a.paced == '1')
@@ -374,7 +394,7 @@ if q.adopt then
         local owner = all[entry.owner]
         if entry.owner == q.id then
             ours = ours + 1
-        elseif #adopted < 4 and (not owner or now - owner.seen > 3 * q.lease) then
+        elseif #adopted < 4 and (not owner or math.min(now - owner.seen, age - owner.seen_age) > 3 * q.lease) then
             adopt_slot(flat[i], entry)
         end
     end

@@ -16,19 +16,17 @@ pub struct Redis {
     child: Option<Child>,
     pub port: u16,
     directory: Scratch,
-    arguments: Vec<String>,
+    more: Vec<String>,
 }
 
 impl Redis {
     pub async fn start() -> Self {
-        Self::with(&[]).await
+        Self::with(Vec::new()).await
     }
 
     /// With more settings, as on the command line.
-    pub async fn with(arguments: &[&str]) -> Self {
-        let port = free_port();
-        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let mut redis = Self { child: None, port, directory: Scratch::new(), arguments };
+    pub async fn with(more: Vec<String>) -> Self {
+        let mut redis = Self { child: None, port: free_port(), directory: Scratch::new(), more };
         redis.up().await;
         redis
     }
@@ -37,7 +35,7 @@ impl Redis {
     pub async fn up(&mut self) {
         let mut command = Command::new("redis-server");
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
-        command.arg("--dir").arg(&self.directory.0).args(&self.arguments);
+        command.arg("--dir").arg(&self.directory.0).args(&self.more);
         let child = command.stdout(Stdio::null()).spawn();
         self.child = Some(child.expect("redis-server is installed: `apt-get install redis-server`"));
         let until = Instant::now() + Duration::from_secs(20);
@@ -95,7 +93,7 @@ impl Drop for Redis {
     }
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     listener.local_addr().expect("an address").port()
 }
@@ -105,14 +103,14 @@ pub struct Fleet {
     pub mock: Arc<Mock>,
     pub plan: &'static str,
     pub replicas: usize,
-    /// More tables of the configuration.
-    pub more: &'static str,
+    /// More keys of `state.redis`.
+    pub login: &'static str,
 }
 
 impl Fleet {
     pub fn new(mock: Options, plan: &'static str, replicas: usize) -> Self {
         let mock = Arc::new(Mock::in_memory(Options { keys: vec![KEY.into()], ..mock }));
-        Self { mock, plan, replicas, more: "" }
+        Self { mock, plan, replicas, login: "" }
     }
 
     /// One replica, with a state directory of its own.
@@ -122,8 +120,8 @@ impl Fleet {
 
     pub fn replica_in(&self, scratch: Scratch, url: &str) -> Site {
         let toml = format!(
-            "{}\n[state]\nstore = \"redis\"\nredis = {{ url = \"{url}\", replicas = {} }}",
-            self.more, self.replicas
+            "[state]\nstore = \"redis\"\nredis = {{ url = \"{url}\", {}replicas = {} }}",
+            self.login, self.replicas
         );
         // As long as the test process: settings of tests are written down in place.
         let setup = Setup { plan: self.plan, toml: toml.leak(), ..Setup::default() };

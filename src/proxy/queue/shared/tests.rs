@@ -1,0 +1,464 @@
+//! Replicas, a network and an upstream in a loop of our own time, around the real script in a real redis-server: calls are late or lost,
+//! replicas are cut off or killed, the store is emptied and its clock stepped. The upstream counts, and is never asked for too much.
+//!
+//! `SLUICEGATE_SHARED_SEEDS` says how many histories are played.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use fastrand::Rng;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::proxy::quota::Claim;
+use crate::proxy::quota::window::{Stamp, WindowLog};
+use crate::state::redis::Terms;
+use crate::state::redis::wire::{Reply, Request};
+
+use super::super::Waiter;
+use super::super::line::{Class, Need, Ticket};
+use super::{Place, Shared};
+
+const W: Duration = Duration::from_secs(2);
+const J: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(10);
+const LIMIT: u32 = 24;
+const JOBS: u32 = 5;
+
+/// A real server, whose clock is ours.
+struct Server {
+    child: Child,
+    connection: redis::Connection,
+    script: redis::Script,
+    directory: std::path::PathBuf,
+}
+
+impl Server {
+    fn start() -> Self {
+        let port =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr()).expect("free").port();
+        let directory = std::env::temp_dir().join(format!("sluicegate-shared-{port}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]).arg("--dir").arg(&directory);
+        let child = command.stdout(Stdio::null()).spawn().expect("redis-server is installed");
+        let client = redis::Client::open(format!("redis://127.0.0.1:{port}")).expect("a URL");
+        let connection = (0..1_000).find_map(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            client.get_connection().ok()
+        });
+        let real = include_str!("../../../state/redis/call.lua");
+        let ours = real.replace("redis.call('TIME')", "{ ARGV[2], ARGV[3] }");
+        assert_ne!(real, ours, "the script asks for the time in another way");
+        Self { child, connection: connection.expect("it answers"), script: redis::Script::new(&ours), directory }
+    }
+
+    fn call(&mut self, request: &Request, time: Duration) -> Reply {
+        let mut call = self.script.prepare_invoke();
+        for part in ["account", "places", "members", "slots", "turns"] {
+            call.key(part);
+        }
+        call.arg(serde_json::to_string(request).expect("JSON")).arg(time.as_secs()).arg(time.subsec_micros());
+        let answer: String = call.invoke(&mut self.connection).expect("the script runs");
+        serde_json::from_str(&answer).expect("an answer")
+    }
+
+    fn run(&mut self, words: &[&str]) {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        let _: redis::Value = command.query(&mut self.connection).expect("it answers");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Open,
+    /// Answers are lost.
+    OneWay,
+    Cut,
+}
+
+struct Call {
+    sent: Instant,
+    request: Option<Request>,
+    arrives: Instant,
+    answer: Option<Reply>,
+    back: Instant,
+}
+
+/// Permission to send, and when that will be done.
+struct Grant {
+    at: Instant,
+    place: Option<Place>,
+    slot: Option<u64>,
+    create: bool,
+}
+
+struct Flight {
+    answered: Instant,
+    stamp: Stamp,
+    place: Option<Place>,
+    job: Option<(u64, String)>,
+}
+
+struct Replica {
+    shared: Shared,
+    log: WindowLog,
+    way: Way,
+    call: Option<Call>,
+    next_call: Instant,
+    grants: Vec<Grant>,
+    flights: Vec<Flight>,
+    /// Slots held for jobs, by number; empty names: a create of unknown outcome.
+    held: Vec<(u64, String)>,
+    demand: u32,
+    dead_until: Option<Instant>,
+}
+
+struct World {
+    rng: Rng,
+    now: Instant,
+    server_time: Duration,
+    server: Server,
+    replicas: Vec<Replica>,
+    /// When the upstream counted.
+    counted: Vec<Instant>,
+    /// Jobs: their names, slots and ends.
+    jobs: Vec<(String, Instant)>,
+    most_jobs: usize,
+    sent: usize,
+}
+
+fn terms(replicas: u32) -> Terms {
+    Terms {
+        limit: Some(LIMIT),
+        jobs: Some(JOBS),
+        replicas,
+        window: W,
+        jitter: J,
+        grant: Duration::from_secs(1),
+        lease: Duration::from_millis(1_500),
+        max_age: Duration::from_secs(30),
+        burst: 2,
+        period: Duration::from_millis(92),
+        paced: false,
+    }
+}
+
+type Others = BTreeMap<String, String>;
+
+fn shared(n: usize, replicas: u32, others: Others, log: &mut WindowLog, now: Instant) -> Shared {
+    let (id, account, clients) = (format!("replica-{n}"), "main".into(), vec!["local".into()]);
+    Shared::new(terms(replicas), id, account, clients, others, Some(log), now)
+}
+
+impl World {
+    fn new(seed: u64, replicas: u32) -> Self {
+        let now = Instant::now();
+        let replica = |n: u32| {
+            let mut log = WindowLog::new(LIMIT, W, J, now);
+            let shared = shared(n as usize, replicas, Others::new(), &mut log, now);
+            let (grants, flights, held) = (Vec::new(), Vec::new(), Vec::new());
+            Replica {
+                shared,
+                log,
+                way: Way::Open,
+                call: None,
+                next_call: now,
+                grants,
+                flights,
+                held,
+                demand: 3,
+                dead_until: None,
+            }
+        };
+        Self {
+            rng: Rng::with_seed(seed),
+            now,
+            server_time: Duration::from_secs(1_764_000_000),
+            server: Server::start(),
+            replicas: (0..replicas).map(replica).collect(),
+            counted: Vec::new(),
+            jobs: Vec::new(),
+            most_jobs: 0,
+            sent: 0,
+        }
+    }
+
+    fn short(&mut self, most_ms: u64) -> Duration {
+        Duration::from_millis(self.rng.u64(0..=most_ms))
+    }
+
+    fn tick(&mut self) {
+        self.now += TICK;
+        self.server_time += TICK;
+        let now = self.now;
+        for n in 0..self.replicas.len() {
+            if self.replicas[n].dead_until.is_some_and(|until| now < until) {
+                continue;
+            }
+            self.replicas[n].dead_until = None;
+            self.carry(n);
+            self.send_granted(n);
+            self.hear_upstream(n);
+            self.want(n);
+            self.call(n);
+        }
+        self.jobs.retain(|(_, end)| *end > now);
+        self.most_jobs = self.most_jobs.max(self.jobs.len());
+        assert!(self.jobs.len() <= JOBS as usize, "{} jobs", self.jobs.len());
+    }
+
+    /// The network: what has arrived is carried out, what has come back is heard.
+    fn carry(&mut self, n: usize) {
+        let (now, time) = (self.now, self.server_time);
+        let replica = &mut self.replicas[n];
+        let Some(call) = &mut replica.call else { return };
+        if call.arrives <= now
+            && replica.way != Way::Cut
+            && let Some(request) = call.request.take()
+        {
+            call.answer = Some(self.server.call(&request, time));
+        }
+        let arrived = call.back <= now && replica.way == Way::Open && call.answer.is_some();
+        let outcome = if arrived {
+            let answer = call.answer.take().expect("just seen");
+            let sent = call.sent;
+            replica.call = None;
+            replica.shared.heard(&answer, sent, now)
+        } else if now >= call.sent + replica.shared.patience() {
+            // What was not carried out by then never is: the connection is closed.
+            replica.call = None;
+            replica.shared.failed(now)
+        } else {
+            return;
+        };
+        for asking in outcome.back {
+            replica.log.release();
+            drop(asking);
+        }
+        for (asking, place, slot) in outcome.served {
+            // Connecting takes a moment, and now and then longer than the place is kept.
+            let wait = if self.rng.u8(..) < 5 { 0..=1_200 } else { 0..=20 };
+            let at = now + Duration::from_millis(self.rng.u64(wait));
+            replica.grants.push(Grant { at, place: Some(place), slot, create: asking.need == Need::Slot });
+        }
+        for (slot, entry) in outcome.adopted {
+            replica.held.push((slot, entry.job));
+        }
+    }
+
+    fn send_granted(&mut self, n: usize) {
+        let now = self.now;
+        let due: Vec<Grant> = {
+            let grants = &mut self.replicas[n].grants;
+            let (due, later) = std::mem::take(grants).into_iter().partition(|grant| grant.at <= now);
+            *grants = later;
+            due
+        };
+        for grant in due {
+            let unsent = self.rng.u8(..) < 8;
+            let (counted, answered) = (now + self.short(100), now + self.short(250));
+            let run_time = self.short(6_000);
+            let replica = &mut self.replicas[n];
+            if unsent || grant.place.is_some_and(|place| place.good_until <= now) {
+                replica.log.release();
+                replica.shared.given_back(grant.place, now);
+                if let Some(slot) = grant.slot {
+                    replica.shared.free_slot(slot);
+                }
+                continue;
+            }
+            self.sent += 1;
+            let stamp = replica.log.sent(now);
+            replica.shared.sent(grant.place, now);
+            self.counted.push(counted.min(answered.max(now)));
+            let job = grant.create.then(|| {
+                let name = format!("job-{}", self.sent);
+                self.jobs.push((name.clone(), now + run_time));
+                // Known to the store before anybody could be killed.
+                let slot = grant.slot.expect("a create has one");
+                replica.shared.bind(slot, &name, "model");
+                (slot, name)
+            });
+            replica.flights.push(Flight { answered, stamp, place: grant.place, job });
+        }
+    }
+
+    fn hear_upstream(&mut self, n: usize) {
+        let now = self.now;
+        let replica = &mut self.replicas[n];
+        let (done, open) = std::mem::take(&mut replica.flights).into_iter().partition(|flight| flight.answered <= now);
+        replica.flights = open;
+        for Flight { stamp, place, job, .. } in done {
+            replica.log.answered(stamp, now);
+            replica.shared.answered(place, now);
+            replica.held.extend(job);
+        }
+        let live = &self.jobs;
+        let (over, held) = std::mem::take(&mut replica.held)
+            .into_iter()
+            // A create of unknown outcome is held for longer than this: here until nothing it could have started lives.
+            .partition(|(_, name)| !name.is_empty() && !live.iter().any(|(other, _)| other == name));
+        replica.held = held;
+        for (slot, _) in over {
+            replica.shared.free_slot(slot);
+        }
+    }
+
+    /// Everyone wants more than there is.
+    fn want(&mut self, n: usize) {
+        let now = self.now;
+        let replica = &mut self.replicas[n];
+        for _ in 0..replica.demand {
+            if replica.log.free(now) == 0 || replica.shared.ready(Some(&mut replica.log), now).is_err() {
+                return;
+            }
+            let create = self.rng.u8(..) < 60 && replica.shared.slots_open(now);
+            replica.log.reserve();
+            if !replica.shared.asks() {
+                replica.grants.push(Grant { at: now + TICK, place: None, slot: None, create: false });
+                continue;
+            }
+            let need = if create { Need::Slot } else { Need::Nothing };
+            let ticket = Ticket { client: 0, class: Class::Other, seq: 0 };
+            let waiter = Waiter { sender: oneshot::channel().0, deadline: now };
+            replica.shared.ask(ticket, need, Claim { probe: false }, waiter);
+        }
+    }
+
+    fn call(&mut self, n: usize) {
+        let now = self.now;
+        let slow = self.rng.u8(..) < 3;
+        let (there, back) = (self.short(if slow { 600 } else { 8 }), self.short(8));
+        let replica = &mut self.replicas[n];
+        if replica.call.is_some() || (now < replica.next_call && !replica.shared.is_urgent()) {
+            return;
+        }
+        replica.next_call = now + replica.shared.beat();
+        let request = replica.shared.prepare(Some(&mut replica.log), true, now);
+        let Some(request) = request else { return };
+        let arrives = now + there;
+        replica.call = Some(Call { sent: now, request: Some(request), arrives, answer: None, back: arrives + back });
+    }
+
+    /// As by `kill -9`: its log is that of its ring, its jobs those of its ledger.
+    fn kill(&mut self, n: usize) {
+        let until = self.now + self.short(8_000);
+        let (now, count) = (self.now, u32::try_from(self.replicas.len()).expect("few"));
+        let replica = &mut self.replicas[n];
+        for _ in 0..replica.log.under_way() {
+            // What was sent stays in the ring; what was only granted was not.
+            replica.log.release();
+        }
+        for flight in std::mem::take(&mut replica.flights) {
+            replica.log.answered(flight.stamp, now);
+            replica.held.extend(flight.job);
+        }
+        let mut again = shared(n, count, replica.shared.others.clone(), &mut replica.log, now);
+        for (slot, name) in &mut replica.held {
+            *slot = again.hold_slot(0, name, "model");
+        }
+        replica.held.retain(|(_, name)| !name.is_empty());
+        (replica.shared, replica.call, replica.dead_until) = (again, None, Some(until));
+        replica.grants.clear();
+        replica.next_call = until;
+    }
+
+    /// The most in any window, as the upstream counted.
+    fn most(&self) -> usize {
+        let mut counted = self.counted.clone();
+        counted.sort();
+        let mut from = 0;
+        let mut most = 0;
+        for to in 0..counted.len() {
+            while counted[to] - counted[from] >= W {
+                from += 1;
+            }
+            most = most.max(to - from + 1);
+        }
+        most
+    }
+
+    fn run(&mut self, time: Duration) -> usize {
+        let (until, before) = (self.now + time, self.sent);
+        while self.now < until {
+            self.tick();
+        }
+        assert!(self.most() <= LIMIT as usize, "{} in a window", self.most());
+        self.sent - before
+    }
+
+    /// Something goes wrong, or right again.
+    fn strike(&mut self) -> &'static str {
+        let n = self.rng.usize(..self.replicas.len());
+        match self.rng.u8(..12) {
+            0 => {
+                self.server.run(&["FLUSHALL"]);
+                "emptied"
+            }
+            1 => {
+                self.server.run(&["DEL", "places"]);
+                "places lost"
+            }
+            2 => {
+                self.server_time += Duration::from_secs(3600);
+                "clock forward"
+            }
+            3 => {
+                self.server_time -= Duration::from_secs(3600);
+                "clock back"
+            }
+            4 => {
+                self.kill(n);
+                "killed"
+            }
+            5..7 => {
+                self.replicas[n].way = Way::Cut;
+                "cut off"
+            }
+            7 => {
+                self.replicas[n].way = Way::OneWay;
+                "cut off one way"
+            }
+            _ => {
+                self.replicas[n].way = Way::Open;
+                "healed"
+            }
+        }
+    }
+}
+
+fn seeds(usual: u64) -> u64 {
+    std::env::var("SLUICEGATE_SHARED_SEEDS").ok().and_then(|count| count.parse().ok()).unwrap_or(usual)
+}
+
+#[test]
+fn whatever_happens_the_plan_is_kept() {
+    for seed in 0..seeds(3) {
+        let mut world = World::new(seed, 4);
+        let mut history = Vec::new();
+        for _ in 0..20 {
+            let pause = Duration::from_millis(world.rng.u64(100..6_000));
+            let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.run(pause)));
+            assert!(ran.is_ok(), "seed {seed}: {history:?}");
+            history.push(world.strike());
+        }
+        for replica in &mut world.replicas {
+            replica.way = Way::Open;
+        }
+        world.run(Duration::from_secs(15));
+        let after = world.run(W * 10);
+        assert!(after >= 200, "seed {seed}: {after} of 240 when all is well again, after {history:?}");
+    }
+}

@@ -1,0 +1,146 @@
+//! What holds for one process alone holds for one that shares its plan: the same calls, once with each store.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sluicegate::mock::{Fault, Options, RunTime};
+use tokio::time::{Instant, sleep};
+
+use crate::support::client::With;
+use crate::support::redis::{Fleet, Redis, wait_for};
+use crate::support::{NOTHING, Setup, Site, create, get, poll};
+
+const PLAN: &str = "requests = 10\nper = \"3s\"\nconcurrent_jobs = 2";
+const W: Duration = Duration::from_secs(3);
+
+fn options() -> Options {
+    Options {
+        requests: Some(10),
+        window: W,
+        concurrent_jobs: Some(2),
+        run_time: RunTime::Fixed(Duration::from_secs(3600)),
+        ..Options::default()
+    }
+}
+
+/// Runs the same test with one process alone and with one of two replicas.
+macro_rules! on_both_stores {
+    ($($(#[$doc:meta])* $name:ident)+) => {
+        mod alone {
+            $(#[tokio::test] async fn $name() { super::$name(&super::Setup { mock: super::options(), plan: super::PLAN, ..Default::default() }.memory()).await; })+
+        }
+        mod shared {
+            $(#[tokio::test] async fn $name() {
+                let redis = super::Redis::start().await;
+                let fleet = super::Fleet::new(super::options(), super::PLAN, 2);
+                let sites = [fleet.replica(&redis.url()), fleet.replica(&redis.url())];
+                for site in &sites {
+                    super::wait_for(site, "up and free", |shared| shared["state"] == "up" && !shared["waits_for"].is_string()).await;
+                }
+                super::$name(&sites[0]).await;
+            })+
+        }
+    };
+}
+
+on_both_stores! {
+    the_burst_goes_at_once_and_the_next_waits_a_window
+    without_patience_it_is_refused_at_once
+    a_third_job_waits_until_one_ends
+    a_refused_create_gives_its_slot_back
+    a_429_keeps_everyone_waiting
+    a_create_without_an_answer_keeps_its_slot
+    who_hangs_up_in_the_queue_takes_nothing
+}
+
+fn now() -> http::Request<http_body_util::Full<bytes::Bytes>> {
+    get("/v1/echo").with("sluicegate-max-wait", "0s")
+}
+
+async fn the_burst_goes_at_once_and_the_next_waits_a_window(site: &Site) {
+    let begun = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(site.send(get("/v1/echo")).await.status, 200);
+    }
+    assert!(begun.elapsed() < W / 2);
+    assert_eq!(site.send(get("/v1/echo")).await.status, 200);
+    assert!(begun.elapsed() >= W);
+    let stats = site.mock.stats();
+    assert_eq!((stats.max_in_window, stats.refused_rate_429), (10, 0));
+}
+
+async fn without_patience_it_is_refused_at_once(site: &Site) {
+    for left in (0..10).rev() {
+        let answer = site.send(now()).await;
+        assert_eq!((answer.status.as_u16(), answer.number("x-ratelimit-remaining")), (200, left));
+    }
+    let begun = Instant::now();
+    let refused = site.send(now()).await;
+    assert_eq!((refused.status.as_u16(), refused.code()), (429, "rate_limited".to_owned()));
+    assert!((1..=3).contains(&refused.number("retry-after")), "{refused:?}");
+    assert!(begun.elapsed() < Duration::from_millis(500));
+    assert_eq!(site.mock.stats().attempts, 10);
+}
+
+async fn a_third_job_waits_until_one_ends(site: &Site) {
+    let first = site.start_job().await;
+    site.start_job().await;
+    let refused = site.send(create().with("sluicegate-max-wait", "0s")).await;
+    assert_eq!(refused.code(), "job_limit", "{refused:?}");
+    let third = site.spawn(create());
+    sleep(Duration::from_millis(500)).await;
+    assert!(!third.is_finished());
+    site.mock.finish(&first);
+    site.send(poll(&first).with("prefer", "wait=20")).await;
+    assert_eq!(third.await.expect("no panic").status, 201);
+    let stats = site.mock.stats();
+    assert_eq!((stats.jobs_live_peak, stats.refused_job_429), (2, 0));
+}
+
+async fn a_refused_create_gives_its_slot_back(site: &Site) {
+    let refusal = Fault::Status { code: 422, headers: BTreeMap::new(), execute: false };
+    for _ in 0..3 {
+        site.mock.fault_next("POST", "/v1/predictions", refusal.clone());
+        assert_eq!(site.send(create()).await.status, 422);
+    }
+    assert_eq!(site.proxy.usage(), NOTHING);
+    site.start_job().await;
+    site.start_job().await;
+}
+
+async fn a_429_keeps_everyone_waiting(site: &Site) {
+    let headers = BTreeMap::from([("retry-after".to_owned(), "2".to_owned())]);
+    site.mock.fault_next("GET", "/v1/echo", Fault::Status { code: 429, headers, execute: false });
+    let begun = Instant::now();
+    let (one, other) = tokio::join!(site.send(get("/v1/echo")), async {
+        sleep(Duration::from_millis(300)).await;
+        site.send(get("/v1/echo")).await
+    });
+    assert_eq!((one.status.as_u16(), other.status.as_u16()), (200, 200));
+    assert!(begun.elapsed() >= Duration::from_secs(2));
+    let log = site.mock.requests();
+    assert!(log[1].at - log[0].at >= Duration::from_secs(2));
+}
+
+async fn a_create_without_an_answer_keeps_its_slot(site: &Site) {
+    site.mock.fault_next("POST", "/v1/predictions", Fault::ResetAfter);
+    assert_eq!(site.send(create()).await.code(), "outcome_unknown");
+    site.start_job().await;
+    let refused = site.send(create().with("sluicegate-max-wait", "500ms")).await;
+    assert_eq!(refused.code(), "queue_timeout", "{refused:?}");
+    assert_eq!(site.mock.stats().jobs_live_peak, 2);
+}
+
+async fn who_hangs_up_in_the_queue_takes_nothing(site: &Site) {
+    for _ in 0..10 {
+        assert_eq!(site.send(get("/v1/echo")).await.status, 200);
+    }
+    let waiting: Vec<_> = (0..5).map(|_| site.spawn(get("/v1/echo"))).collect();
+    sleep(Duration::from_millis(300)).await;
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    sleep(W).await;
+    assert_eq!(site.mock.stats().attempts, 10);
+    for _ in 0..10 {
+        assert_eq!(site.send(now()).await.status, 200);
+    }
+}
