@@ -11,7 +11,7 @@ use crate::config::{self, Config, Loaded, Sources, State};
 
 use self::finding::{Finding, healthy};
 use super::run::plan_text;
-use super::{ConfigFlags, Failure, colours, glance, say, start};
+use super::{ConfigFlags, Failure, colours, glance, private, say, start};
 
 // In the order of the lines.
 mod finding;
@@ -40,8 +40,11 @@ pub(super) struct DoctorArgs {
 }
 
 pub(super) async fn doctor(args: DoctorArgs, above: ConfigFlags) -> Result<u8, Failure> {
+    // Keys are read here too.
+    let exposed = private::keep_memory(false);
     let sources = start::sources(args.flags.or(above))?;
     let mut findings = Vec::new();
+    findings.extend(exposed.map(|what| Finding::warn("permissions", what, "ulimit -c 0")));
     let mut keys = Vec::new();
     if let Some(Loaded { config, path, .. }) = load(&sources, &mut findings) {
         let running = machine::ports(&config, &mut findings).await;

@@ -107,15 +107,14 @@ fn inner(path: &str) -> Value {
         return json!({ "type": "array", "items": table() });
     }
     let mut table = table();
-    if SECRETS.iter().any(|secret| path.ends_with(secret)) {
+    // Tables with exactly one of `env`, `file` and `command`.
+    let secret = format!("{path}.command");
+    if KEYS.iter().any(|(key, _)| *key == secret) {
         table["description"] = json!("where the secret is: one of env, file and command");
         (table["minProperties"], table["maxProperties"]) = (json!(1), json!(1));
     }
     table
 }
-
-/// Tables with exactly one of `env`, `file` and `command`.
-const SECRETS: [&str; 3] = ["accounts.*.key", "clients.token", "webhooks.secret"];
 
 fn leaf(path: &str, kind: Kind, row: &Row) -> Value {
     let item = match kind {

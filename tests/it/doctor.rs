@@ -438,6 +438,36 @@ async fn fault_18_a_port_that_does_not_speak_tls() {
     told.blames("fail", "tls", &["is it HTTPS"]);
 }
 
+#[tokio::test]
+async fn fault_19_a_ledger_that_is_none() {
+    let (place, api) = (Place::new(), api().await);
+    let state = place.join(".local/state/sluicegate");
+    fs::create_dir_all(&state).expect("made");
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).expect("ours");
+    fs::write(state.join("ledger.sqlite"), "all zeroes and ones").expect("written");
+    let told = told(&mut doctor(&place, &api.url())).await;
+    told.blames("fail", "state", &["ledger.sqlite is damaged", "mv "]);
+}
+
+#[tokio::test]
+async fn fault_20_a_state_directory_that_others_look_into() {
+    let (place, api) = (Place::new(), api().await);
+    let state = place.join(".local/state/sluicegate");
+    fs::create_dir_all(&state).expect("made");
+    fs::set_permissions(&state, fs::Permissions::from_mode(0o755)).expect("ours");
+    let told = told(&mut doctor(&place, &api.url())).await;
+    told.blames("warn", "permissions", &["is open to other users (mode 755)", "chmod 700"]);
+}
+
+#[tokio::test]
+async fn fault_21_a_directory_in_which_others_can_replace_the_configuration() {
+    let (place, api) = (Place::new(), api().await);
+    place.write("proxy.toml", CONFIG);
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o777)).expect("ours");
+    let told = told(&mut doctor(&place, &api.url())).await;
+    told.blames("warn", "permissions", &["they could replace the configuration", "chmod go-w"]);
+}
+
 /// Nothing that does not answer may hold it up for long.
 #[tokio::test]
 async fn an_upstream_that_never_answers_is_given_up() {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use tokio::process::Command;
+use tokio::sync::OnceCell;
 
 /// Python with the packages of tests/deploy/requirements.txt, from the repository's top.
 pub async fn python(arguments: &[&str]) -> Command {
@@ -12,14 +13,15 @@ pub async fn python(arguments: &[&str]) -> Command {
 
 /// `python`, `helm` or `kubectl`, from the repository's top, with no cluster to talk to.
 pub async fn tool(name: &str, arguments: &[&str]) -> Command {
-    let bin = environment().await.join("bin");
+    let environment = environment().await;
+    let bin = environment.join("bin");
     let mut command = Command::new(bin.join(name));
     command
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env_clear()
         .env("PATH", format!("{}:/usr/local/bin:/usr/bin:/bin", bin.display()))
-        .env("HOME", environment().await)
+        .env("HOME", environment)
         .env("KUBECONFIG", "/dev/null")
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .stdin(Stdio::null())
@@ -29,8 +31,13 @@ pub async fn tool(name: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// Made by the first test that needs it.
-async fn environment() -> PathBuf {
+/// Made by the first test that needs it, and looked at once in a process.
+async fn environment() -> &'static Path {
+    static MADE: OnceCell<PathBuf> = OnceCell::const_new();
+    MADE.get_or_init(prepare).await
+}
+
+async fn prepare() -> PathBuf {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../deploy-venv");
     let python = std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into());
     let prepare = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/deploy/prepare.py");

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::cli::base_url;
 use crate::clock::Clock;
-use crate::config::{Account, Config, State as Kept};
+use crate::config::{Account, Config};
 use crate::protocol::{Family, KeyHeaders};
 use crate::proxy::quota::window::WindowLog;
 use crate::proxy::upstream::target::Target;
@@ -19,6 +19,7 @@ use crate::state::State;
 
 use super::answer::{self, Answer};
 use super::finding::Finding;
+use super::machine;
 use super::reach::{self, Reached};
 
 /// A job that nobody has: asking about it creates nothing and costs no credits.
@@ -132,7 +133,9 @@ fn unaskable(account: &Account) -> Finding {
 
 /// Writes the attempt where a proxy finds it that starts later. Nothing is made that was not there.
 fn book(config: &Config, account: &Account) -> Booked {
-    let (Kept::Local(path), Some(requests)) = (&config.state, &account.plan.requests) else { return Booked::No };
+    let (Some(path), Some(requests)) = (machine::kept_in(&config.state), &account.plan.requests) else {
+        return Booked::No;
+    };
     if !path.is_dir() {
         return Booked::No;
     }

@@ -82,7 +82,7 @@ async fn is_ours(address: SocketAddr) -> bool {
 
 /// Whether the state directory can be used. `running`: the one who has it is known.
 pub(super) fn state(config: &Config, running: bool) -> Vec<Finding> {
-    let Kept::Local(path) = &config.state else {
+    let Some(path) = kept_in(&config.state) else {
         let said = "kept in memory: a restart forgets what was sent and which jobs are live";
         return vec![Finding::ok("state", said)];
     };
@@ -113,6 +113,14 @@ pub(super) fn state(config: &Config, running: bool) -> Vec<Finding> {
     }];
     findings.extend(ledger(&path.join("ledger.sqlite")));
     findings
+}
+
+/// Where the state lies, if any is kept.
+pub(super) fn kept_in(state: &Kept) -> Option<&Path> {
+    match state {
+        Kept::Memory => None,
+        Kept::Local(path) => Some(path),
+    }
 }
 
 /// The directories that would have to be made, innermost first.
@@ -154,7 +162,7 @@ pub(super) fn permissions(config: &Config, file: Option<&Path>) -> Vec<Finding> 
         );
         findings.push(Finding::warn("permissions", said, format!("chmod go-w {}", directory.display())));
     }
-    if let Kept::Local(path) = &config.state
+    if let Some(path) = kept_in(&config.state)
         && let Ok(meta) = std::fs::metadata(path)
         && meta.mode() & 0o077 != 0
     {
