@@ -141,12 +141,16 @@ impl Models {
         live.take(REPLANNED).map(|(_, id)| id.clone()).collect()
     }
 
-    /// Asks what is known of a model. The second is its oldest live job, which is its probe; `None` where the model is not known.
-    pub(crate) fn with<T>(&self, model: &str, ask: impl FnOnce(&RunTimes, Option<&str>) -> T) -> T {
+    /// Asks what is known of a model. The second is its oldest live job, which is its probe, `None` where the model is not known; the
+    /// third is how many live.
+    pub(crate) fn with<T>(&self, model: &str, ask: impl FnOnce(&RunTimes, Option<&str>, u32) -> T) -> T {
         let known = self.lock();
         match known.models.get(model) {
-            Some(model) => ask(&model.times, Some(model.live.first().map_or("", |(_, first)| first))),
-            None => ask(&RunTimes::default(), None),
+            Some(model) => {
+                let live = u32::try_from(model.live.len()).unwrap_or(u32::MAX);
+                ask(&model.times, Some(model.live.first().map_or("", |(_, first)| first)), live)
+            }
+            None => ask(&RunTimes::default(), None, 0),
         }
     }
 
