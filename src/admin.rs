@@ -18,6 +18,7 @@ use crate::proxy::App;
 use crate::proxy::accept::{self, Asked, Terms};
 use crate::proxy::guard::Guard;
 use crate::proxy::rejection::Rejection;
+use crate::reload::Reloader;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -30,7 +31,7 @@ const WEBHOOKS_SHOWN: u32 = 1_000;
 
 /// One admin port.
 pub(crate) struct Admin {
-    pub(crate) app: Arc<App>,
+    pub(crate) reloader: Arc<Reloader>,
     pub(crate) guard: Guard,
     /// Only probes and metrics, for whoever asks: no Host check, for probes come by address.
     pub(crate) health_only: bool,
@@ -77,12 +78,12 @@ impl Admin {
             return rejection.response(Family::Native).map(Full::new);
         }
         if let Some(id) = replayed(head.uri.path()).filter(|_| head.method == Method::POST && !self.health_only) {
-            return replay(&self.app, id).await;
+            return replay(&self.reloader.latest(), id).await;
         }
         if head.method != Method::GET && head.method != Method::HEAD {
             return Rejection::MethodRefused("other than GET").response(Family::Native).map(Full::new);
         }
-        let app = &self.app;
+        let app = &*self.reloader.latest();
         match (head.uri.path(), self.health_only) {
             ("/livez", _) => text(StatusCode::OK, "text/plain", "alive\n"),
             ("/readyz", _) if app.drain.is_cancelled() => {
@@ -142,7 +143,7 @@ fn text(status: StatusCode, form: &'static str, body: impl Into<Bytes>) -> Respo
 
 /// Limits, jobs and queue of every account.
 pub(crate) fn status(app: &App) -> Value {
-    let accounts = app.accounts.iter().map(|account| {
+    let accounts = app.accounts.iter().filter(|account| !account.gone).map(|account| {
         let now = account.queue.snapshot();
         json!({
             "name": account.name,
@@ -161,7 +162,8 @@ pub(crate) fn status(app: &App) -> Value {
             "attempts": now.attempts,
         })
     });
-    let clients = app.clients.names().iter().enumerate().map(|(client, name)| {
+    let clients = app.clients.present().iter().map(|&client| {
+        let name = app.clients.name(client);
         let (waiting, live) = app.accounts[app.account_of[client]].queue.client_snapshot(client);
         json!({"name": name, "account": app.accounts[app.account_of[client]].name, "waiting": waiting, "jobs_live": live})
     });
@@ -172,6 +174,7 @@ pub(crate) fn status(app: &App) -> Value {
         "connections": app.metrics.connections.get(),
         "jobs_uncertain": app.jobs.uncertain(),
         "upstream": app.breaker.status(),
+        "config": app.reloads.snapshot(),
         "accounts": accounts.collect::<Vec<_>>(),
         "clients": clients.collect::<Vec<_>>(),
     })
@@ -179,7 +182,7 @@ pub(crate) fn status(app: &App) -> Value {
 
 impl App {
     fn render_metrics(&self) -> String {
-        let queues: Vec<_> = self.queues().collect();
+        let queues: Vec<_> = self.queues().map(|(name, queue)| (name.to_owned(), queue)).collect();
         self.credits.set_gauges();
         let levels = Levels {
             jobs_uncertain: self.jobs.uncertain(),

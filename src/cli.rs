@@ -43,6 +43,8 @@ mod webhooks;
 // What they share.
 mod start;
 
+mod systemd;
+
 mod private;
 
 mod logging;

@@ -21,6 +21,9 @@ pub(crate) mod circuit;
 /// What is counted of credits.
 pub(crate) mod credits;
 
+/// What is counted of reloads.
+pub(crate) mod reload;
+
 /// Waits and durations: from a local hit to half an hour in the queue.
 const BUCKETS: [f64; 12] = [0.001, 0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 1800.0];
 const STATUSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -44,16 +47,26 @@ pub(crate) struct Metrics {
     pub(crate) webhooks: WebhookMetrics,
     pub(crate) credits: credits::Metrics,
     pub(crate) circuit: circuit::Metrics,
+    pub(crate) reload: reload::Metrics,
     /// By class (the last: unclassified) and status class.
     requests: [[Counter; 5]; 5],
     rejections: Family<[(&'static str, &'static str); 1], Counter>,
     queue_wait: [Histogram; 4],
     duration: [Histogram; 4],
-    accounts: Vec<AccountCounters>,
+    accounts: AccountFamilies,
     gauges: Gauges,
 }
 
-struct AccountCounters {
+/// What is counted of attempts, for all accounts.
+#[derive(Default)]
+struct AccountFamilies {
+    attempts: Family<[(&'static str, String); 3], Counter>,
+    retries: Family<[(&'static str, String); 2], Counter>,
+    refused: Family<[(&'static str, String); 2], Counter>,
+}
+
+/// What is counted of one account's attempts.
+pub(crate) struct AccountCounters {
     /// By class and outcome.
     attempts: [[Counter; OUTCOMES.len()]; 4],
     /// By outcome of the attempt before.
@@ -118,8 +131,7 @@ struct Gauges {
 }
 
 impl Metrics {
-    /// For these accounts, by index.
-    pub(crate) fn new(accounts: &[String]) -> Self {
+    pub(crate) fn new() -> Self {
         let mut registry = Registry::with_prefix("sluicegate");
         let gauges = Gauges::default();
         gauges.register(&mut registry);
@@ -131,6 +143,7 @@ impl Metrics {
         registry.register("ledger_failures", "Writes to the ledger that failed", ledger_failures.clone());
         let credits = credits::Metrics::register(&mut registry);
         let circuit = circuit::Metrics::register(&mut registry);
+        let reload = reload::Metrics::register(&mut registry);
         let info = Family::<[(&str, &str); 1], Gauge>::default();
         info.get_or_create_owned(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("build_info", "The running version", info);
@@ -150,7 +163,7 @@ impl Metrics {
         Self {
             queue_wait: histograms(&mut registry, "queue_wait", "Time in the queue"),
             duration: histograms(&mut registry, "request_duration", "From a request's head to its answer's end"),
-            accounts: AccountCounters::register(&mut registry, accounts),
+            accounts: AccountFamilies::register(&mut registry),
             registry,
             in_flight,
             connections,
@@ -158,6 +171,7 @@ impl Metrics {
             webhooks,
             credits,
             circuit,
+            reload,
             requests,
             rejections,
             gauges,
@@ -184,26 +198,18 @@ impl Metrics {
         }
     }
 
-    /// An attempt has ended.
-    pub(crate) fn attempt(&self, account: usize, class: Class, outcome: Outcome) {
-        self.accounts[account].attempts[class as usize][index(outcome)].inc();
+    /// Counts for the account of this name; two of one name count together.
+    pub(crate) fn account(&self, name: &str) -> AccountCounters {
+        self.accounts.of(name)
     }
 
-    /// Another attempt follows this outcome.
-    pub(crate) fn retry(&self, account: usize, outcome: Outcome) {
-        self.accounts[account].retries[index(outcome)].inc();
-    }
-
-    /// The upstream answered 429.
-    pub(crate) fn upstream_429(&self, account: usize, refused: Refused) {
-        match refused {
-            Refused::Window => self.accounts[account].refused_window.inc(),
-            Refused::Jobs => self.accounts[account].refused_jobs.inc(),
-        };
+    /// Shows no gauges of these queues any more, nor limits that are gone: what is there is set when it is read.
+    pub(crate) fn forget_accounts(&self) {
+        self.gauges.clear();
     }
 
     /// Everything as `OpenMetrics` text, with gauges as they are now.
-    pub(crate) fn render(&self, accounts: &[Arc<Account>], levels: Levels) -> String {
+    pub(crate) fn render(&self, accounts: &[(String, Arc<Account>)], levels: Levels) -> String {
         self.gauges.set(accounts, levels);
         let mut text = String::new();
         // Writing into a string cannot fail.
@@ -213,30 +219,49 @@ impl Metrics {
 }
 
 impl AccountCounters {
-    fn register(registry: &mut Registry, accounts: &[String]) -> Vec<Self> {
-        let attempts = Family::<[(&str, String); 3], Counter>::default();
-        let retries = Family::<[(&str, String); 2], Counter>::default();
-        let refused = Family::<[(&str, String); 2], Counter>::default();
+    /// An attempt has ended.
+    pub(crate) fn attempt(&self, class: Class, outcome: Outcome) {
+        self.attempts[class as usize][index(outcome)].inc();
+    }
+
+    /// Another attempt follows this outcome.
+    pub(crate) fn retry(&self, outcome: Outcome) {
+        self.retries[index(outcome)].inc();
+    }
+
+    /// The upstream answered 429.
+    pub(crate) fn upstream_429(&self, refused: Refused) {
+        match refused {
+            Refused::Window => self.refused_window.inc(),
+            Refused::Jobs => self.refused_jobs.inc(),
+        };
+    }
+}
+
+impl AccountFamilies {
+    fn register(registry: &mut Registry) -> Self {
+        let families = Self::default();
+        let Self { attempts, retries, refused } = &families;
         registry.register("attempts", "Requests sent upstream, by outcome", attempts.clone());
         registry.register("retries", "Attempts after the first, by the outcome before", retries.clone());
         registry.register("upstream_429", "429 answers of the upstream, by what they meant", refused.clone());
-        let of = |account: &String| {
-            let attempt = |class: Class, outcome: &str| {
-                let labels =
-                    [("account", account.clone()), ("class", class.name().into()), ("outcome", outcome.into())];
-                attempts.get_or_create_owned(&labels)
-            };
-            let reason = |family: &Family<[(&'static str, String); 2], Counter>, reason: &str| {
-                family.get_or_create_owned(&[("account", account.clone()), ("reason", reason.into())])
-            };
-            Self {
-                attempts: Class::ALL.map(|class| OUTCOMES.map(|outcome| attempt(class, outcome))),
-                retries: OUTCOMES.map(|outcome| reason(&retries, outcome)),
-                refused_window: reason(&refused, "window"),
-                refused_jobs: reason(&refused, "jobs"),
-            }
+        families
+    }
+
+    fn of(&self, account: &str) -> AccountCounters {
+        let attempt = |class: Class, outcome: &str| {
+            let labels = [("account", account.into()), ("class", class.name().into()), ("outcome", outcome.into())];
+            self.attempts.get_or_create_owned(&labels)
         };
-        accounts.iter().map(of).collect()
+        let reason = |family: &Family<[(&'static str, String); 2], Counter>, reason: &str| {
+            family.get_or_create_owned(&[("account", account.into()), ("reason", reason.into())])
+        };
+        AccountCounters {
+            attempts: Class::ALL.map(|class| OUTCOMES.map(|outcome| attempt(class, outcome))),
+            retries: OUTCOMES.map(|outcome| reason(&self.retries, outcome)),
+            refused_window: reason(&self.refused, "window"),
+            refused_jobs: reason(&self.refused, "jobs"),
+        }
     }
 }
 
@@ -257,11 +282,18 @@ impl Gauges {
         registry.register("ready", "1 while new work is taken", self.ready.clone());
     }
 
-    fn set(&self, accounts: &[Arc<Account>], levels: Levels) {
-        for account in accounts {
+    fn clear(&self) {
+        let Self { window_used, window_limit, jobs_live, jobs_limit, waiting, paced, drift, .. } = self;
+        for gauge in [window_used, window_limit, jobs_live, jobs_limit, waiting, paced, drift] {
+            gauge.clear();
+        }
+    }
+
+    fn set(&self, accounts: &[(String, Arc<Account>)], levels: Levels) {
+        for (name, account) in accounts {
             let now = account.snapshot();
             let set = |gauge: &PerAccount, value: u32| {
-                gauge.get_or_create_owned(&[("account", account.name.clone())]).set(i64::from(value));
+                gauge.get_or_create_owned(&[("account", name.clone())]).set(i64::from(value));
             };
             set(&self.window_used, now.used);
             set(&self.jobs_live, now.live);

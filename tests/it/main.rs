@@ -53,6 +53,12 @@ mod cancel;
 
 mod protocols;
 
+mod reload;
+
+mod drain;
+
+mod systemd;
+
 mod restart;
 
 mod ledger;

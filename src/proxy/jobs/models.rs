@@ -81,6 +81,11 @@ impl Models {
         Self(Mutex::new(Known { models: HashMap::new(), accounts }))
     }
 
+    /// There are so many accounts now; never fewer than before.
+    pub(crate) fn know(&self, accounts: usize) {
+        self.lock().accounts.resize_with(accounts, Tally::default);
+    }
+
     /// A create of this account is about to be sent.
     pub(crate) fn creating(&self, account: usize, now: Instant) {
         let creates = &mut self.lock().accounts[account].creates;

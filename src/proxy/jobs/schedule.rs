@@ -92,7 +92,7 @@ impl Jobs {
         }
         (job.looking, job.entry) = (true, None);
         job.vain = job.vain.saturating_add(1);
-        let (owner, last) = (job.owner, now >= job.started + self.settings.max_age);
+        let (owner, last) = (job.owner, now >= job.started + self.terms.load().settings.max_age);
         drop(job);
         let (looking, look) = (Looking { jobs: Arc::clone(self), id }, Arc::clone(look));
         tasks.spawn(async move {
@@ -160,7 +160,7 @@ impl Jobs {
                 // A job restored without an answer is looked at now: somebody may ask.
                 let at = if job.never_told { now } else { job.started + age };
                 let closest = if job.looks > 0 { poll / CLOSEST } else { Duration::ZERO };
-                (at.min(job.started + self.settings.max_age).max(now + closest.max(pause)), probe)
+                (at.min(job.started + self.terms.load().settings.max_age).max(now + closest.max(pause)), probe)
             });
             decided.collect()
         });
@@ -190,7 +190,7 @@ impl Jobs {
 
     /// The state of an account, as far as looks depend on it.
     pub(super) fn circumstances(&self, account: usize, now: Instant) -> Circumstances {
-        let outlook = self.queues[account].outlook();
+        let outlook = self.queue(account).outlook();
         let window = outlook.rate.map_or(Duration::from_secs(60), |(_, window)| window);
         let Pace { creates_per_sec, held_secs } = self.models.pace(account, window, now);
         Circumstances {
@@ -210,7 +210,8 @@ impl Jobs {
     /// `models.NAME.poll`, where the configuration names the model.
     pub(crate) fn configured_poll(&self, model: &str) -> Option<Duration> {
         let short = model.rsplit('/').next().unwrap_or_default();
-        self.polls.get(model).or_else(|| self.polls.get(short)).copied()
+        let polls = &self.terms.load().polls;
+        polls.get(model).or_else(|| polls.get(short)).copied()
     }
 }
 
