@@ -365,7 +365,6 @@ pub(crate) fn next(
     old.jobs.replan(job_terms(config, &built.accounts, &callers.names));
     old.webhooks.replan(&running.webhooks, &config.webhooks);
     old.breaker.allow(config.queue.max_waiting.get());
-    old.metrics.forget_accounts();
     let account_of = callers.accounts(config, &built.numbers, &old.account_of);
     let clients = Clients::new(&config.clients, (callers.names, callers.present), &old.protocol);
     Ok((App::new(config, built.accounts, (clients, account_of), old.lasting()), built.new))

@@ -1,6 +1,6 @@
 //! What is counted, under the prefix `sluicegate_`. Children of hot paths are looked up once, at the start.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -55,6 +55,7 @@ pub(crate) struct Metrics {
     duration: [Histogram; 4],
     accounts: AccountFamilies,
     gauges: Gauges,
+    rendering: Mutex<()>,
 }
 
 /// What is counted of attempts, for all accounts.
@@ -175,6 +176,7 @@ impl Metrics {
             requests,
             rejections,
             gauges,
+            rendering: Mutex::default(),
         }
     }
 
@@ -203,13 +205,12 @@ impl Metrics {
         self.accounts.of(name)
     }
 
-    /// Shows no gauges of these queues any more, nor limits that are gone: what is there is set when it is read.
-    pub(crate) fn forget_accounts(&self) {
-        self.gauges.clear();
-    }
-
     /// Everything as `OpenMetrics` text, with gauges as they are now.
     pub(crate) fn render(&self, accounts: &[(String, Arc<Account>)], levels: Levels) -> String {
+        // One at a time, so that nobody reads between the clearing and the setting.
+        let _alone = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
+        // Accounts and limits come and go with the configuration.
+        self.gauges.clear();
         self.gauges.set(accounts, levels);
         let mut text = String::new();
         // Writing into a string cannot fail.

@@ -41,9 +41,9 @@ pub enum Refused {
     /// It does not fit what runs.
     #[error(transparent)]
     Unfit(#[from] StartError),
-    /// The file that was read at the start is not the one that is found now.
-    #[error("{0} is no longer there")]
-    Gone(String),
+    /// Another file is found now than the one that was read at the start.
+    #[error("{0}: restart it")]
+    Elsewhere(String),
     /// A socket that the system handed over is open to other machines.
     #[error("{0}, which was handed over, lets every machine that reaches it spend the quota without [[clients]]")]
     Open(SocketAddr),

@@ -220,11 +220,15 @@ impl Account {
         now: Instant,
     ) {
         let mut book = self.book();
+        let begins = book.quota.rate().is_none() && plan.requests.is_some();
         book.quota.replan(plan, now);
         book.jobs_limit = jobs_of(Some(plan));
         book.max_waiting = max_waiting;
         if let (Some(ring), Some(requests)) = (&mut book.ring, &plan.requests) {
             ring.replan(requests);
+            if begins {
+                ring.fill();
+            }
         }
         if let (Some(ring), Some(path)) = (&mut book.ring, key_moves) {
             ring.follow(path);
@@ -280,7 +284,9 @@ impl Account {
 
     /// Counts the window as full: what was sent with its key before is not known.
     pub(crate) fn fill(&self, now: Instant) {
-        self.book().quota.fill(now);
+        let mut book = self.book();
+        book.quota.fill(now);
+        book.ring.iter_mut().for_each(Ring::fill);
     }
 
     /// Waits for a turn until the deadline. Dropping the future leaves the line and spends nothing.

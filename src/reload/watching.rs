@@ -1,6 +1,6 @@
 //! Reads the configuration again: on a signal, and when the content of its file or of a secret's file has changed and is at rest.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Refused, Reloaded, Reloader};
@@ -47,7 +47,7 @@ impl Reloading {
             let Attempt { loaded, watch } = config::load_watched(&sources);
             let wanted = loaded.map_err(Refused::from).and_then(|loaded| {
                 if loaded.path != path {
-                    return Err(Refused::Gone(path.unwrap_or_default().display().to_string()));
+                    return Err(elsewhere(path.as_deref(), loaded.path.as_deref()));
                 }
                 loaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
                 Ok(loaded.config)
@@ -62,4 +62,12 @@ impl Reloading {
         self.watcher.has_read(watch);
         result
     }
+}
+
+/// What lies about in a directory is not taken in place of what was started with.
+fn elsewhere(started: Option<&Path>, found: Option<&Path>) -> Refused {
+    let name = |path: Option<&Path>| {
+        path.map_or_else(|| "the built-in defaults".to_owned(), |path| path.display().to_string())
+    };
+    Refused::Elsewhere(format!("sluicegate was started with {}, and {} would be read now", name(started), name(found)))
 }

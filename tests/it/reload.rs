@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
@@ -76,7 +77,10 @@ impl Gate {
             write(&scratch.0.join("key"), OLD);
         }
         write(&scratch.0.join("proxy.toml"), &toml(plan, more));
-        let sources = sources(&scratch.0);
+        Self::of(sources(&scratch.0), vault, scratch)
+    }
+
+    fn of(sources: Sources, vault: Arc<Vault>, scratch: Scratch) -> Self {
         let Attempt { loaded, watch } = config::load_watched(&sources);
         let loaded = loaded.unwrap_or_else(|report| panic!("{report}"));
         config::prepare(&loaded.config).expect("a place for state");
@@ -360,6 +364,21 @@ async fn two_plans_for_one_key_are_refused_as_at_the_start() {
     assert_eq!(gate.statuses(1).await, [200]);
 }
 
+/// What lies in the directory is not taken in place of what was named or built in.
+#[tokio::test(start_paused = true)]
+async fn another_file_than_at_the_start_is_not_taken() {
+    let scratch = Scratch::new();
+    let directory = scratch.0.clone();
+    let mut sources = sources(&directory);
+    (sources.flags.config, sources.flags.upstream) = (None, None);
+    sources.env.insert("CORE_API_KEY".into(), OLD.into());
+    sources.env.insert("SLUICEGATE_STATE_STORE".into(), "memory".into());
+    let mut gate = Gate::of(sources, Vault::new(&[OLD], WINDOW, Duration::ZERO), scratch);
+    write(&directory.join("proxy.toml"), &toml(FREE, "").replace(KEY_FILE, "key = { env = \"CORE_API_KEY\" }"));
+    let refused = gate.reloading.reload().await.expect_err("refused");
+    assert!(refused.to_string().contains("started with the built-in defaults"), "{refused}");
+}
+
 // ---- What is noticed --------------------------------------------------------------------------------------------------
 
 /// Waits for a change and reads it.
@@ -526,6 +545,40 @@ async fn a_new_key_goes_on_in_the_old_one_s_window_also_across_a_kill() {
     gate.statuses(1).await;
     assert!(begun.elapsed() >= WINDOW, "{:?}", begun.elapsed());
     assert_eq!(gate.vault.seen().most_in_window, 10);
+}
+
+/// A call of the upstream, signed with this secret, for a job that nobody waits for: 404 where the signature counts.
+async fn call_signed_with(gate: &Gate, secret: &str) -> u16 {
+    let body = "{\"job_id\": \"job-1\", \"status\": \"completed\"}";
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+    let tag =
+        hmac::sign(&key, body.as_bytes()).as_ref().iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+    let (near, far) = duplex(PIPE_BYTES);
+    tokio::spawn(gate.proxy.serve_webhooks(far));
+    let call = client::post(&format!("/{}", "0".repeat(32)), body).with("x-webhook-signature", &tag);
+    client::exchange(near, call).await.status.as_u16()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replaced_webhook_secret_is_accepted_for_a_while() {
+    let more = "[webhooks]\nsecret = { file = \"hook\" }\nlisten = \"127.0.0.1:0\"\npublic_url = \"https://hooks.example.com\"";
+    let scratch = Scratch::new();
+    write(&scratch.0.join("hook"), "first-secret");
+    let mut gate = Gate::at(FREE, more, Vault::new(&[OLD], WINDOW, Duration::ZERO), scratch);
+    assert_eq!(call_signed_with(&gate, "first-secret").await, 404);
+    assert_eq!(call_signed_with(&gate, "second-secret").await, 401);
+    write(&gate.path("hook"), "second-secret");
+    notice(&mut gate).await;
+    for secret in ["first-secret", "second-secret"] {
+        assert_eq!(call_signed_with(&gate, secret).await, 404, "{secret}");
+    }
+    // Another reload in between does not prolong it.
+    sleep(Duration::from_secs(300)).await;
+    gate.reloading.reload().await.expect("taken");
+    assert_eq!(call_signed_with(&gate, "first-secret").await, 404);
+    sleep(Duration::from_secs(301)).await;
+    assert_eq!(call_signed_with(&gate, "first-secret").await, 401);
+    assert_eq!(call_signed_with(&gate, "second-secret").await, 404);
 }
 
 /// Keys of the table in docs/configuration.md that a running process cannot change.

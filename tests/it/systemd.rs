@@ -123,6 +123,12 @@ async fn sockets_that_are_handed_over_serve_and_outlive_the_process() {
     while !reloaded().await {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    let metrics = send(operator, "GET /metrics HTTP/1.1").await;
+    for line in
+        ["reloads_total{result=\"taken\"} 1", "config_last_reload_successful 1", "window_limit{account=\"main\"} 61"]
+    {
+        assert!(metrics.contains(&format!("\nsluicegate_{line}\n")), "{line} is not in {metrics}");
+    }
     first.signal(Signal::TERM);
     assert_eq!(first.exit_code().await, Some(0), "{}", first.stderr().await);
     // Between two processes the system keeps who comes.
