@@ -17,6 +17,7 @@ use crate::proxy::accept::{self, Asked, Terms};
 use crate::proxy::guard::Guard;
 use crate::proxy::queue::Account;
 use crate::proxy::rejection::Rejection;
+use crate::reload::Reloader;
 
 use self::answer::{Answer, text};
 use self::events::Feed;
@@ -55,7 +56,7 @@ const PATHS: &str = "nothing here: / /livez /readyz /metrics /api/v1/status /api
 
 /// One admin port.
 pub(crate) struct Admin {
-    app: Arc<App>,
+    reloader: Arc<Reloader>,
     guard: Guard,
     /// `None`: only probes and metrics, for whoever asks: no Host check, for probes come by address.
     feed: Option<Arc<Feed>>,
@@ -95,14 +96,14 @@ pub(crate) async fn serve(listener: TcpListener, admin: Arc<Admin>) {
 
 impl Admin {
     /// The port for operators, beside a data port that listens there.
-    pub(crate) fn new(app: Arc<App>, guard: Guard, listen: Vec<SocketAddr>) -> Self {
-        let feed = Some(Arc::new(Feed::new(Arc::clone(&app), listen)));
-        Self { app, guard, feed }
+    pub(crate) fn new(reloader: Arc<Reloader>, guard: Guard, listen: Vec<SocketAddr>) -> Self {
+        let feed = Some(Arc::new(Feed::new(Arc::clone(&reloader), listen)));
+        Self { reloader, guard, feed }
     }
 
     /// The port for probes.
-    pub(crate) fn health_only(app: Arc<App>, guard: Guard) -> Self {
-        Self { app, guard, feed: None }
+    pub(crate) fn health_only(reloader: Arc<Reloader>, guard: Guard) -> Self {
+        Self { reloader, guard, feed: None }
     }
 
     async fn protected(&self, asked: Asked) -> Response<Answer> {
@@ -119,7 +120,7 @@ impl Admin {
         if let Err(rejection) = self.guard.check(&head) {
             return answer::refused(&rejection);
         }
-        let (app, path) = (&self.app, head.uri.path());
+        let (app, path) = (&*self.reloader.latest(), head.uri.path());
         if let Some(id) = replayed(path).filter(|_| head.method == Method::POST) {
             return replay(app, id).await;
         }
@@ -149,12 +150,13 @@ impl Admin {
         if head.method != Method::GET && head.method != Method::HEAD {
             return Some(answer::refused(&Rejection::MethodRefused("other than GET")));
         }
-        let draining = self.app.drain.is_cancelled();
+        let app = self.reloader.latest();
+        let draining = app.drain.is_cancelled();
         Some(match head.uri.path() {
             "/livez" => text(StatusCode::OK, "text/plain", "alive\n"),
             "/readyz" if draining => text(StatusCode::SERVICE_UNAVAILABLE, "text/plain", "draining\n"),
-            "/readyz" => text(StatusCode::OK, "text/plain", format!("ready\n{}", shared_detail(&self.app))),
-            "/metrics" => text(StatusCode::OK, OPEN_METRICS, self.app.render_metrics()),
+            "/readyz" => text(StatusCode::OK, "text/plain", format!("ready\n{}", shared_detail(&app))),
+            "/metrics" => text(StatusCode::OK, OPEN_METRICS, app.render_metrics()),
             _ => return None,
         })
     }
@@ -194,9 +196,9 @@ async fn replay(app: &App, id: i64) -> Response<Answer> {
 
 /// A line for each account that is shared. It is no reason not to be ready: calls wait here as they would anywhere.
 fn shared_detail(app: &App) -> String {
-    let line = |queue: Arc<Account>| {
+    let line = |(name, queue): (&str, Arc<Account>)| {
         let view = queue.shared_view()?;
-        let (name, state, silent) = (&queue.name, view.state, view.silent_secs);
+        let (state, silent) = (view.state, view.silent_secs);
         let silent = if state == "up" { String::new() } else { format!(", no answer for {silent:.0} s") };
         Some(format!("shared store of {name}: {state}{silent}\n"))
     };

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -15,29 +15,37 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin;
 use crate::clock::Clock;
-use crate::config::{self, Config};
-use crate::credits::Credits;
+use crate::config::{Amount, Config, Sources, Watch};
+use crate::credits::{self, Credits, Purse};
 use crate::ledger::{Ledger, Place};
 use crate::metrics::Metrics;
-use crate::protocol::KeyHeaders;
 use crate::proxy::accept;
 use crate::proxy::body::Bodies;
 use crate::proxy::create::idempotency::Idempotency;
-use crate::proxy::guard::Guard;
 use crate::proxy::identify::Clients;
 use crate::proxy::jobs::look::Looker;
 use crate::proxy::jobs::{self, Jobs};
 use crate::proxy::join::Joins;
-use crate::proxy::retry::Budget;
+use crate::proxy::queue::Part;
 use crate::proxy::upstream::Upstream;
 use crate::proxy::upstream::breaker::Breaker;
 use crate::proxy::upstream::connect::{Connect, Network};
 use crate::proxy::upstream::target::Target;
-use crate::proxy::{Account, App, Worker, queue};
-use crate::replicas::{self, Replicas};
+use crate::proxy::{Account, App, Lasting, Seat, queue};
+use crate::reload::{Refused, Reloaded, Reloader, Reloading, Reloads};
+use crate::replicas::Replicas;
 use crate::state::State;
 use crate::webhooks::send::{Dial, Outward};
 use crate::webhooks::{self, Webhooks, deliver, receive};
+
+/// Accounts, with the books of the configuration before.
+mod accounts;
+
+/// Names and their numbers.
+mod roster;
+
+/// Everyone, where the configuration names no clients.
+const LOCAL: &str = "local";
 
 /// Why the proxy does not start.
 #[derive(Debug, thiserror::Error)]
@@ -67,10 +75,9 @@ pub enum StartError {
 
 /// All parts, no port open: what tests serve over memory, and `Server` over TCP.
 pub struct Proxy {
-    pub(crate) worker: Arc<Worker>,
+    pub(crate) reloader: Arc<Reloader>,
     pub(crate) connector: Arc<dyn Connect>,
-    header_timeout: Duration,
-    state: Option<State>,
+    seat: Arc<Seat>,
     background: JoinSet<()>,
     replicas: Replicas,
 }
@@ -110,18 +117,16 @@ impl Proxy {
         let (app, webhooks) = build_app(config, clock, state.as_ref(), around.ours)?;
         let app = Arc::new(app);
         let upstream = Upstream::new(Arc::clone(&connector), Arc::clone(&app.breaker));
-        let worker = Arc::new(Worker { app: Arc::clone(&app), upstream });
         let mut background = JoinSet::new();
-        for queue in app.queues() {
-            background.spawn(queue.keep_time());
-        }
         let replicas = Replicas::start(config, state.as_ref(), &app, &mut background)?;
-        let looker = Arc::new(Looker(Arc::clone(&worker)));
+        let reloader = Arc::new(Reloader::new(config.clone(), Arc::clone(&app), state));
+        let seat = Seat::new(Arc::clone(&app), upstream, Arc::clone(&reloader));
+        reloader.seat(&seat);
+        let looker = Arc::new(Looker(Arc::clone(&seat)));
         background.spawn(Arc::clone(&app.jobs).keep_looking(looker, app.tasks.clone()));
         let dial = around.dial.unwrap_or_else(|| Arc::new(Outward::default()));
         background.spawn(deliver::run(Arc::clone(&app.webhooks), dial, webhooks));
-        let header_timeout = config.server.header_timeout;
-        Ok(Self { worker, connector, header_timeout, state, background, replicas })
+        Ok(Self { reloader, connector, seat, background, replicas })
     }
 
     /// Serves one connection; the future ends with it.
@@ -129,7 +134,7 @@ impl Proxy {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        accept::connection(Arc::clone(&self.worker), io, self.header_timeout)
+        accept::connection(Arc::clone(&self.seat), io)
     }
 
     /// Serves one connection of the upstream's own webhooks; the future ends with it.
@@ -137,7 +142,26 @@ impl Proxy {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        receive::connection(io, Arc::clone(&self.worker.app))
+        receive::connection(io, self.app())
+    }
+
+    /// The terms that are in force.
+    pub(crate) fn app(&self) -> Arc<App> {
+        self.reloader.latest()
+    }
+
+    /// Puts another configuration in force, for requests that begin from now on: all of it, or nothing.
+    ///
+    /// # Errors
+    /// Where it changes what cannot change while the proxy runs, or does not fit together.
+    pub fn reload(&self, config: &Config) -> Result<Reloaded, Refused> {
+        self.reloader.apply(config.clone())
+    }
+
+    /// Reads these sources again when that is due; `path` and `watch` are what they came to at the start.
+    #[must_use]
+    pub fn reloading(&self, sources: Sources, path: Option<PathBuf>, watch: Watch) -> Reloading {
+        Reloading::new(Arc::clone(&self.reloader), sources, path, watch)
     }
 
     /// Tells those who share the accounts that this replica sends nothing any more.
@@ -148,16 +172,17 @@ impl Proxy {
     /// Ends what runs beside requests, writes what is to be kept and lets the state directory go.
     pub(crate) fn stop(&mut self) {
         self.background.abort_all();
-        self.worker.app.jobs.save_learned();
-        self.worker.app.ledger.close();
-        drop(self.state.take());
+        let app = self.app();
+        app.jobs.save_learned();
+        app.ledger.close();
+        self.reloader.end();
     }
 
     /// What is taken at this moment: all zero when nothing is under way.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        let app = &self.worker.app;
-        let queues: Vec<_> = app.queues().map(|queue| queue.snapshot()).collect();
+        let app = self.app();
+        let queues: Vec<_> = app.queues().map(|(_, queue)| queue.snapshot()).collect();
         Usage {
             in_flight: app.metrics.in_flight.get(),
             waiting: queues.iter().map(|queue| queue.waiting).sum::<usize>() + app.breaker.waiting(),
@@ -171,13 +196,13 @@ impl Proxy {
     /// The live jobs, the limits and the queue as the admin port tells them.
     #[must_use]
     pub fn status(&self) -> serde_json::Value {
-        admin::status(&self.worker.app)
+        admin::status(&self.app())
     }
 
     /// The credits used, as the admin port tells them.
     #[must_use]
     pub fn credits(&self) -> serde_json::Value {
-        self.worker.app.credits.report()
+        self.app().credits.report()
     }
 }
 
@@ -206,6 +231,68 @@ pub struct Usage {
 
 type Due = mpsc::UnboundedReceiver<webhooks::Due>;
 
+/// Who may call, by number: names, what each may have of an account, and the number of its account.
+struct Callers {
+    names: Vec<String>,
+    present: Vec<usize>,
+    parts: Vec<Part>,
+}
+
+impl Callers {
+    /// Those of this configuration, with the numbers of those that were known before.
+    fn new(config: &Config, known: &[String]) -> Self {
+        let local = config.clients.is_empty().then_some(LOCAL);
+        let (names, present) =
+            roster::number(known, config.clients.iter().map(|client| client.name.as_str()).chain(local));
+        let mut parts: Vec<Part> = vec![None; names.len()];
+        for (client, number) in config.clients.iter().zip(&present) {
+            parts[*number] = Some((client.plan.clone(), client.weight.get()));
+        }
+        if local.is_some() {
+            for number in &present {
+                parts[*number] = Some((None, 1));
+            }
+        }
+        Self { names, present, parts }
+    }
+
+    /// By client: the number of its account, that which it had before where it is gone.
+    fn accounts(&self, config: &Config, numbers: &[usize], before: &[usize]) -> Vec<usize> {
+        let default = numbers[config.default_account];
+        let mut of: Vec<usize> =
+            (0..self.names.len()).map(|client| before.get(client).copied().unwrap_or(default)).collect();
+        for (place, client) in self.present.iter().enumerate() {
+            of[*client] = config.clients.get(place).map_or(default, |client| numbers[client.account]);
+        }
+        of
+    }
+
+    /// Their budgets, by number.
+    fn budgets(&self) -> Vec<(Arc<str>, Option<Amount>)> {
+        let budget = |part: &Part| part.as_ref()?.0.as_ref()?.credits_per_day;
+        self.names.iter().zip(&self.parts).map(|(name, part)| (name.as_str().into(), budget(part))).collect()
+    }
+}
+
+/// Accounts' money. Accounts with one book share one budget.
+fn purses(accounts: &[Account]) -> Vec<Purse> {
+    let first = |account: &Account| {
+        let first = accounts.iter().find(|other| Arc::ptr_eq(&other.queue, &account.queue));
+        first.map_or(account.name.as_str(), |first| first.name.as_str()).into()
+    };
+    let purse = |account: &Account| Purse {
+        name: account.name.as_str().into(),
+        first: first(account),
+        budget: account.plan.credits_per_day,
+    };
+    accounts.iter().map(purse).collect()
+}
+
+fn job_terms(config: &Config, accounts: &[Account], names: &[String]) -> jobs::Terms {
+    let accounts = accounts.iter().map(|account| (account.name.clone(), Arc::clone(&account.queue))).collect();
+    jobs::Terms::new(config.jobs.clone(), &config.models, accounts, names.to_vec())
+}
+
 fn build_app(
     config: &Config,
     clock: Clock,
@@ -213,27 +300,24 @@ fn build_app(
     ours: Vec<SocketAddr>,
 ) -> Result<(App, Due), StartError> {
     let now = Instant::now();
-    let names: Vec<String> = config.accounts.iter().map(|account| account.name.clone()).collect();
+    let broken = |error| StartError::State(io::Error::other(error));
     let protocol = Arc::clone(&config.upstream.protocol);
-    let clients = Clients::new(&config.clients, &protocol);
-    let metrics = Arc::new(Metrics::new(&names));
+    let callers = Callers::new(config, &[]);
+    let metrics = Arc::new(Metrics::new());
     let ledger = open_ledger(state, clock, metrics.ledger_failures.clone()).map_err(StartError::State)?;
-    let known = ledger.known().map_err(|error| StartError::State(io::Error::other(error)))?;
-    let (ledger, key_of) = (Arc::new(ledger), keys(&config.accounts));
-    let accounts = build_accounts(config, state, clock, now)?;
+    let known = ledger.known().map_err(broken)?;
+    let ledger = Arc::new(ledger);
+    let around = accounts::Around { known: &[], parts: &callers.parts, state, metrics: &metrics, clock, now };
+    let built = accounts::build(config, &around)?;
     let around = webhooks::Parts { ledger: Arc::clone(&ledger), clock, metrics: metrics.webhooks.clone(), ours };
     let (hooks, due) = Webhooks::new(&config.webhooks, Arc::clone(&protocol), around);
     let hooks = Arc::new(hooks);
-    let credits = Credits::open(config, clients.names(), &key_of, Arc::clone(&ledger), metrics.credits.clone());
-    let credits = Arc::new(credits.map_err(|error| StartError::State(io::Error::other(error)))?);
-    let mut jobs = Jobs::new(
-        Arc::clone(&protocol),
-        config.jobs.clone(),
-        &config.models,
-        Arc::clone(&ledger),
-        accounts.iter().map(|account| Arc::clone(&account.queue)).collect(),
-        clients.names().to_vec(),
-    );
+    let terms = credits::Terms::new(config, purses(&built.accounts), callers.budgets());
+    let offset = config.credits.utc_offset_secs;
+    let credits = Credits::open(terms, offset, Arc::clone(&ledger), metrics.credits.clone());
+    let credits = Arc::new(credits.map_err(broken)?);
+    let terms = job_terms(config, &built.accounts, &callers.names);
+    let mut jobs = Jobs::new(Arc::clone(&protocol), terms, Arc::clone(&ledger));
     let observer = Arc::clone(&hooks);
     jobs.observe(Box::new(move |event| observer.saw(event)));
     let book = Arc::clone(&credits);
@@ -245,21 +329,13 @@ fn build_app(
         }
     }));
     let jobs = Arc::new(jobs);
-    jobs.restore(known).map_err(|error| StartError::State(io::Error::other(error)))?;
-    let account_of = if config.clients.is_empty() {
-        vec![config.default_account]
-    } else {
-        config.clients.iter().map(|client| client.account).collect()
-    };
-    let (server, upstream) = (&config.server, &config.upstream);
-    let app = App {
-        accounts,
-        account_of,
-        clients,
-        guard: Guard::new(server, &server.listen),
-        routes: config.routes.clone(),
+    jobs.restore(known).map_err(broken)?;
+    let account_of = callers.accounts(config, &built.numbers, &[]);
+    let (server, url) = (&config.server, &config.upstream.url);
+    let clients = Clients::new(&config.clients, (callers.names, callers.present), &protocol);
+    let lasting = Lasting {
         protocol,
-        target: Target::new(&upstream.url).ok_or_else(|| StartError::Config("upstream.url has no host".into()))?,
+        target: Target::new(url).ok_or_else(|| StartError::Config("upstream.url has no host".into()))?,
         breaker: Arc::new(Breaker::new(config.queue.max_waiting.get(), metrics.circuit.clone())),
         bodies: Bodies::new(server.buffer_bytes, server.max_body_bytes, server.body_timeout),
         max_body_bytes: server.max_body_bytes,
@@ -269,21 +345,41 @@ fn build_app(
         jobs,
         idempotency: Idempotency::default(),
         joins: Joins::default(),
-        retry: config.retry.clone(),
-        max_wait: config.queue.max_wait,
-        hold: config.jobs.hold,
-        attempt_timeout: upstream.attempt_timeout,
-        total_timeout: upstream.total_timeout,
-        idle_timeout: upstream.idle_timeout,
+        reloads: Reloads::new(clock, metrics.reload.clone()),
         metrics,
         recent: Arc::default(),
         clock,
         tasks: TaskTracker::new(),
+        connected: TaskTracker::new(),
         drain: CancellationToken::new(),
         drained: CancellationToken::new(),
     };
-    app.restore_webhooks().map_err(|error| StartError::State(io::Error::other(error)))?;
+    let app = App::new(config, built.accounts, (clients, account_of), Arc::new(lasting));
+    app.restore_webhooks().map_err(broken)?;
     Ok((app, due))
+}
+
+/// The terms of another configuration, among the parts of `old`; and the books that are new. Where it fails, nothing has changed.
+pub(crate) fn next(
+    running: &Config,
+    config: &Config,
+    old: &App,
+    state: Option<&State>,
+    now: Instant,
+) -> Result<(App, Vec<Arc<queue::Account>>), StartError> {
+    let callers = Callers::new(config, old.clients.names());
+    let (metrics, clock) = (&old.metrics, old.clock);
+    let around = accounts::Around { known: &old.accounts, parts: &callers.parts, state, metrics, clock, now };
+    let mut built = accounts::build(config, &around)?;
+    built.commit(config, &callers.parts, now);
+    // Before anybody lives by the new terms: whoever does may use its numbers everywhere.
+    old.credits.replan(credits::Terms::new(config, purses(&built.accounts), callers.budgets()));
+    old.jobs.replan(job_terms(config, &built.accounts, &callers.names));
+    old.webhooks.replan(&running.webhooks, &config.webhooks);
+    old.breaker.allow(config.queue.max_waiting.get());
+    let account_of = callers.accounts(config, &built.numbers, &old.account_of);
+    let clients = Clients::new(&config.clients, (callers.names, callers.present), &old.protocol);
+    Ok((App::new(config, built.accounts, (clients, account_of), old.lasting()), built.new))
 }
 
 fn open_ledger(state: Option<&State>, clock: Clock, failures: Counter) -> io::Result<Ledger> {
@@ -292,60 +388,18 @@ fn open_ledger(state: Option<&State>, clock: Clock, failures: Counter) -> io::Re
     Ledger::open(place, clock, failures)
 }
 
-fn build_accounts(
-    config: &Config,
-    state: Option<&State>,
-    clock: Clock,
-    now: Instant,
-) -> Result<Vec<Account>, StartError> {
-    let mut shares: Vec<_> = config.clients.iter().map(|client| (client.plan.clone(), client.weight.get())).collect();
-    if shares.is_empty() {
-        shares.push((None, 1));
-    }
-    let mut built: Vec<Account> = Vec::new();
-    for account in &config.accounts {
-        let twin = config.accounts.iter().zip(&built).find(|(other, _)| other.key == account.key);
-        let queue = match twin {
-            Some((other, _)) if other.plan != account.plan => {
-                return Err(StartError::Config(format!(
-                    "accounts {} and {} have the same key but different plans: the upstream counts them together, give both one plan",
-                    other.name, account.name
-                )));
-            }
-            Some((_, built)) => Arc::clone(&built.queue),
-            None => {
-                let ring = match (state, &account.plan.requests) {
-                    (Some(state), Some(requests)) => {
-                        Some(state.ring(&account.key, requests, clock).map_err(StartError::State)?)
-                    }
-                    _ => None,
-                };
-                let max_waiting = config.queue.max_waiting.get();
-                let queue = queue::Account::new(account.name.clone(), &account.plan, &shares, max_waiting, ring, now);
-                replicas::share(config, state, account, &queue).map_err(StartError::State)?;
-                queue
-            }
-        };
-        let key = KeyHeaders::new(&account.key, &config.upstream.protocol).ok_or_else(|| {
-            StartError::Config(format!("the key of account {} cannot stand in a header", account.name))
-        })?;
-        built.push(Account::new(account, key, queue, Budget::new(config.retry.budget, config.retry.budget_floor, now)));
-    }
-    Ok(built)
-}
-
-/// By account: the first one with the same key.
-fn keys(accounts: &[config::Account]) -> Vec<usize> {
-    let first = |account: &config::Account| accounts.iter().position(|other| other.key == account.key);
-    accounts.iter().map(|account| first(account).unwrap_or_default()).collect()
-}
-
 impl App {
-    /// Every queue once, also where accounts share one.
-    pub(crate) fn queues(&self) -> impl Iterator<Item = Arc<queue::Account>> {
-        let unique = self.accounts.iter().enumerate().filter(|(index, account)| {
-            !self.accounts[..*index].iter().any(|earlier| Arc::ptr_eq(&earlier.queue, &account.queue))
-        });
-        unique.map(|(_, account)| Arc::clone(&account.queue))
+    /// Every book once, also where accounts share one, under the name of the first that is in the configuration. Those that only accounts
+    /// have that are gone come while something of theirs lives.
+    pub(crate) fn queues(&self) -> impl Iterator<Item = (&str, Arc<queue::Account>)> {
+        let mut order: Vec<&Account> = self.accounts.iter().filter(|account| !account.gone).collect();
+        order.extend(self.accounts.iter().filter(|account| account.gone && account.queue.is_busy()));
+        let mut unique: Vec<&Account> = Vec::new();
+        for account in order {
+            if !unique.iter().any(|earlier| Arc::ptr_eq(&earlier.queue, &account.queue)) {
+                unique.push(account);
+            }
+        }
+        unique.into_iter().map(|account| (account.name.as_str(), Arc::clone(&account.queue)))
     }
 }

@@ -17,7 +17,7 @@ use crate::clock::Clock;
 use crate::config::{self, Llm, Pacing, Plan, Requests};
 use crate::ledger::{Ledger, Place};
 use crate::proxy::jobs::poll::Patience;
-use crate::proxy::jobs::{Jobs, Owner, Told};
+use crate::proxy::jobs::{Jobs, Owner, Terms, Told};
 use crate::proxy::queue::{Account, Ask, Class};
 use crate::proxy::quota::feedback::Feedback;
 
@@ -122,7 +122,7 @@ fn account(limit: Option<u32>, jobs: Option<u32>, pacing: Pacing, clients: usize
     let concurrent_jobs = jobs.and_then(NonZeroU32::new);
     let plan =
         Plan { name: "bench".into(), requests, concurrent_jobs, pacing, llm: Llm::Shared, credits_per_day: None };
-    Account::new("bench".into(), &plan, &vec![(None, 1); clients], 1_000_000, None, Instant::now())
+    Account::new("bench".into(), &plan, &vec![Some((None, 1)); clients], 1_000_000, None, Instant::now())
 }
 
 /// The job table and its ledger, in memory, with a look at nothing.
@@ -148,9 +148,10 @@ impl Table {
         let hour = Duration::from_secs(3_600);
         let settings =
             config::Jobs { max_age: hour, uncertain: hour, result_ttl: hour, hold: Duration::ZERO, shared: false };
-        let (queues, clients) = (vec![Arc::clone(&account)], vec!["local".to_owned()]);
+        let accounts = vec![("bench".to_owned(), Arc::clone(&account))];
+        let clients = vec!["local".to_owned()];
         let protocol = Arc::new(crate::protocol::core_today());
-        let jobs = Jobs::new(protocol, settings, &[], Arc::clone(&ledger), queues, clients);
+        let jobs = Jobs::new(protocol, Terms::new(settings, &[], accounts, clients), Arc::clone(&ledger));
         Self { jobs: Arc::new(jobs), account, ledger, never: CancellationToken::new() }
     }
 

@@ -53,6 +53,8 @@ mod man;
 // What they share.
 mod start;
 
+mod systemd;
+
 mod private;
 
 mod logging;

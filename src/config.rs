@@ -11,12 +11,17 @@ use std::time::Duration;
 
 use http::Uri;
 
+pub use self::change::bound_to_the_start;
+pub(crate) use self::change::{Change, change};
 pub use self::file::keys;
 pub(crate) use self::load::load_text;
-pub use self::load::{Flags, Loaded, Sources, TEMPLATE, load, prepare};
+pub use self::load::{Attempt, Flags, Loaded, Sources, TEMPLATE, load, load_watched, prepare};
 pub use self::report::Report;
 pub use self::schema::schema;
 pub use self::secret::Secret;
+pub use self::source::Spring;
+pub use self::watch::Watch;
+pub(crate) use self::watch::Watcher;
 pub use crate::credits::amount::Amount;
 pub use crate::protocol::Protocol;
 
@@ -38,6 +43,10 @@ mod reader;
 mod build;
 
 mod source;
+
+mod watch;
+
+mod change;
 
 mod address;
 
@@ -89,6 +98,8 @@ pub struct Config {
 pub struct Server {
     /// Addresses to listen on; at least one.
     pub listen: Vec<SocketAddr>,
+    /// Whether an address beyond this machine is well without clients.
+    pub allow_open: bool,
     /// Worker threads; `None`: one per core.
     pub threads: Option<NonZeroUsize>,
     /// Host names accepted beyond loopback names and the listen addresses; lower case, without a port.
@@ -105,6 +116,8 @@ pub struct Server {
     pub body_timeout: Duration,
     /// How long in-flight work may go on after SIGTERM.
     pub drain_timeout: Duration,
+    /// How often the file, and those of secrets, are looked at for a change; zero: only on SIGHUP.
+    pub reload_interval: Duration,
     /// Connections held open at once.
     pub max_connections: NonZeroUsize,
 }
@@ -179,6 +192,8 @@ pub struct Account {
     pub key: Secret,
     /// Where the key came from, for people: `environment variable CORE_API_KEY`, `file /run/secrets/key`, `command op`.
     pub key_origin: String,
+    /// The same, to look there again.
+    pub spring: Spring,
     /// What its calls may ask for.
     pub rules: Rules,
 }

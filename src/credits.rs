@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use crate::config::{self, Config, Price, Refund};
 use crate::ledger::{Error, Ledger};
 use crate::metrics::credits::Metrics;
@@ -43,18 +45,49 @@ const USUAL_TOKENS: u64 = 1_000;
 
 /// Prices, budgets, and the book.
 pub(crate) struct Credits {
-    prices: Vec<(Arc<str>, Price)>,
-    refund: Vec<Refund>,
-    /// By index of the account: its name, the account whose key it has, its budget.
-    accounts: Vec<(Arc<str>, Arc<str>, Option<Amount>)>,
-    /// By index of the client: its name and its budget.
-    clients: Vec<(Arc<str>, Option<Amount>)>,
+    /// What a reload replaces.
+    terms: ArcSwap<Terms>,
     utc_offset: i32,
     /// Held for one look or change: an answer's header and a call's reservation must see all others'.
     state: Mutex<State>,
     next_id: AtomicU64,
     ledger: Arc<Ledger>,
     metrics: Metrics,
+}
+
+/// Prices and budgets, as the configuration has them.
+pub(crate) struct Terms {
+    prices: Vec<(Arc<str>, Price)>,
+    refund: Vec<Refund>,
+    /// By index of the account.
+    accounts: Vec<Purse>,
+    /// By index of the client: its name and its budget.
+    clients: Vec<(Arc<str>, Option<Amount>)>,
+}
+
+/// An account's money.
+pub(crate) struct Purse {
+    pub(crate) name: Arc<str>,
+    /// The first account that shares its books, be it itself.
+    pub(crate) first: Arc<str>,
+    pub(crate) budget: Option<Amount>,
+}
+
+impl Terms {
+    pub(crate) fn new(config: &Config, accounts: Vec<Purse>, clients: Vec<(Arc<str>, Option<Amount>)>) -> Self {
+        let price = |model: &config::Model| Some((model.name.as_str().into(), model.price?));
+        let prices = config.models.iter().filter_map(price).collect();
+        Self { prices, refund: config.credits.refund.clone(), accounts, clients }
+    }
+
+    fn price_of(&self, model: &str) -> Option<&(Arc<str>, Price)> {
+        self.prices.iter().filter(|(name, _)| means(name, model)).max_by_key(|(name, _)| name.len())
+    }
+
+    fn scopes(&self, account: usize, client: usize) -> [(Scope, Option<Amount>); 2] {
+        let (Purse { first, budget, .. }, (name, of_client)) = (&self.accounts[account], &self.clients[client]);
+        [(Scope::Account(Arc::clone(first)), *budget), (Scope::Client(Arc::clone(name)), *of_client)]
+    }
 }
 
 struct State {
@@ -90,44 +123,23 @@ pub(crate) struct Quote {
 }
 
 impl Credits {
-    /// With what the ledger knows. `clients` are their names; `key_of` is, by account, the first one with the same key.
-    pub(crate) fn open(
-        config: &Config,
-        clients: &[String],
-        key_of: &[usize],
-        ledger: Arc<Ledger>,
-        metrics: Metrics,
-    ) -> Result<Self, Error> {
-        let names: Vec<Arc<str>> = config.accounts.iter().map(|account| account.name.as_str().into()).collect();
-        let accounts = config.accounts.iter().zip(key_of).zip(&names);
-        let accounts: Vec<_> = accounts
-            .map(|((account, first), name)| {
-                (Arc::clone(name), Arc::clone(&names[*first]), account.plan.credits_per_day)
-            })
-            .collect();
-        let budget = |client: usize| config.clients.get(client)?.plan.as_ref()?.credits_per_day;
-        let clients: Vec<_> =
-            clients.iter().enumerate().map(|(client, name)| (name.as_str().into(), budget(client))).collect();
-        let price = |model: &config::Model| Some((model.name.as_str().into(), model.price?));
-
-        let (offset, now) = (config.credits.utc_offset_secs, ledger.now());
+    /// With what the ledger knows.
+    pub(crate) fn open(terms: Terms, utc_offset: i32, ledger: Arc<Ledger>, metrics: Metrics) -> Result<Self, Error> {
+        let (offset, now) = (utc_offset, ledger.now());
         let known = ledger.load_credits()?;
         let calendar = match known.calendar {
             Some((day, anchor)) => Calendar::resume(offset, day, anchor, &now),
             None => Calendar::new(offset, now),
         };
         let scopes = |key: &Key| {
-            let same = accounts.iter().find(|(name, ..)| *name == key.account).map(|(_, first, _)| first);
+            let same = terms.accounts.iter().find(|purse| purse.name == key.account).map(|purse| &purse.first);
             [Scope::Account(Arc::clone(same.unwrap_or(&key.account))), Scope::Client(Arc::clone(&key.client))]
         };
         let entries = known.entries.into_iter().map(|row| row.entry(scopes));
         let book = Book::restore(calendar.day, known.totals, entries, scopes);
         ledger.post_calendar(&calendar, calendar.day - DAYS_KEPT);
         Ok(Self {
-            prices: config.models.iter().filter_map(price).collect(),
-            refund: config.credits.refund.clone(),
-            accounts,
-            clients,
+            terms: ArcSwap::from_pointee(terms),
             utc_offset: offset,
             state: Mutex::new(State { book, calendar }),
             next_id: AtomicU64::new(known.next_id),
@@ -136,9 +148,14 @@ impl Credits {
         })
     }
 
+    /// From now on other prices and budgets; what was used stays used.
+    pub(crate) fn replan(&self, terms: Terms) {
+        self.terms.store(Arc::new(terms));
+    }
+
     /// Whether anything has a price.
     pub(crate) fn has_prices(&self) -> bool {
-        !self.prices.is_empty()
+        !self.terms.load().prices.is_empty()
     }
 
     /// What a call costs; `None`: nothing, as its model has no price. `tokens` is what it may take at most, if it says so.
@@ -149,9 +166,10 @@ impl Credits {
         model: Option<&str>,
         tokens: impl FnOnce() -> Option<u64>,
     ) -> Option<Box<Cost>> {
-        let Some((name, price)) = model.and_then(|model| self.price_of(model)) else {
-            if self.has_prices() {
-                self.metrics.unpriced(&self.accounts[account].0);
+        let terms = self.terms.load();
+        let Some((name, price)) = model.and_then(|model| terms.price_of(model)) else {
+            if !terms.prices.is_empty() {
+                self.metrics.unpriced(&terms.accounts[account].name);
             }
             return None;
         };
@@ -159,31 +177,24 @@ impl Credits {
             Price::Call(amount) => (amount, None),
             Price::ThousandTokens(rate) => (rate.for_tokens(tokens().unwrap_or(USUAL_TOKENS)), Some(rate)),
         };
-        let (of, scopes) = (&self.accounts[account].0, self.scopes(account, client));
-        let key = Key { account: Arc::clone(of), client: Arc::clone(&self.clients[client].0), model: Arc::clone(name) };
+        let (of, scopes) = (&terms.accounts[account].name, terms.scopes(account, client));
+        let client = &terms.clients[client].0;
+        let key = Key { account: Arc::clone(of), client: Arc::clone(client), model: Arc::clone(name) };
         Some(Box::new(Cost { ask: Ask { key, amount, scopes }, rate }))
-    }
-
-    fn price_of(&self, model: &str) -> Option<&(Arc<str>, Price)> {
-        self.prices.iter().filter(|(name, _)| means(name, model)).max_by_key(|(name, _)| name.len())
     }
 
     /// What a job of this model costs, and what the account's budget has for it; `None` if it has no price.
     pub(crate) fn quote(&self, account: usize, model: &str) -> Option<Quote> {
-        let each = match self.price_of(model)?.1 {
+        let terms = self.terms.load();
+        let each = match terms.price_of(model)?.1 {
             Price::Call(amount) => amount,
             Price::ThousandTokens(rate) => rate.for_tokens(USUAL_TOKENS),
         };
-        let limit = self.accounts[account].2;
-        let [(scope, _), _] = self.scopes(account, 0);
+        let limit = terms.accounts[account].budget;
+        let [(scope, _), _] = terms.scopes(account, 0);
         let state = self.today();
         let left = limit.map(|limit| limit.less(state.book.used(&scope)));
         Some(Quote { each, left, limit, renews_in: state.calendar.ends_in(&self.ledger.now()) })
-    }
-
-    fn scopes(&self, account: usize, client: usize) -> [(Scope, Option<Amount>); 2] {
-        let ((_, first, of_account), (name, of_client)) = (&self.accounts[account], &self.clients[client]);
-        [(Scope::Account(Arc::clone(first)), *of_account), (Scope::Client(Arc::clone(name)), *of_client)]
     }
 
     /// Refuses what today's budgets do not hold.
@@ -253,7 +264,7 @@ impl Credits {
             End::Gone => Some(Refund::Gone),
         };
         let mut state = self.today();
-        let end = if refund.is_some_and(|refund| self.refund.contains(&refund)) {
+        let end = if refund.is_some_and(|refund| self.terms.load().refund.contains(&refund)) {
             JobEnd::Refund
         } else {
             JobEnd::Keep(state.book.model_of(ended.number).and_then(|model| self.counted(model, ended)))
@@ -264,7 +275,10 @@ impl Credits {
 
     /// What the tokens of a job's last answer cost, if its model is paid by tokens.
     fn counted(&self, model: &str, ended: &Ended) -> Option<(Amount, u64)> {
-        let Price::ThousandTokens(rate) = self.prices.iter().find(|(name, _)| **name == *model)?.1 else { return None };
+        let terms = self.terms.load();
+        let Price::ThousandTokens(rate) = terms.prices.iter().find(|(name, _)| **name == *model)?.1 else {
+            return None;
+        };
         let tokens = tokens::of_answer(ended.answer.as_ref()?)?;
         Some((rate.for_tokens(tokens), tokens))
     }
@@ -276,12 +290,13 @@ impl Credits {
 
     /// What is left of the tighter budget; `None` where there is none.
     pub(crate) fn remaining(&self, account: usize, client: usize) -> Option<Amount> {
-        if self.accounts[account].2.is_none() && self.clients[client].1.is_none() {
+        let terms = self.terms.load();
+        if terms.accounts[account].budget.is_none() && terms.clients[client].1.is_none() {
             return None;
         }
         let state = self.today();
         let left = |(scope, limit): (Scope, Option<Amount>)| Some(limit?.less(state.book.used(&scope)));
-        self.scopes(account, client).into_iter().filter_map(left).min()
+        terms.scopes(account, client).into_iter().filter_map(left).min()
     }
 
     /// The book, turned to today.

@@ -57,7 +57,7 @@ pub fn head(data: &[u8]) {
         }
         wait::withdraw(&mut goes_on);
         assert!(wait::offered(&goes_on).is_none(), "a wish to wait goes on");
-        let _ = Clients::new(&[], &protocol).identify(&head.headers, head.uri.query());
+        let _ = Clients::new(&[], (vec!["local".into()], vec![0]), &protocol).identify(&head.headers, head.uri.query());
     }
     let _ = GUARD.check(&head);
     let id = headers::request_id(&head.headers);

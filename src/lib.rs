@@ -16,6 +16,7 @@ mod metrics;
 pub mod mock;
 mod protocol;
 mod proxy;
+pub mod reload;
 mod replicas;
 pub mod server;
 mod state;

@@ -1,9 +1,9 @@
 //! What is counted, under the prefix `sluicegate_`. Children of hot paths are looked up once, at the start.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use http::StatusCode;
 use prometheus_client::encoding::text::encode;
@@ -16,11 +16,9 @@ use tokio::time::Instant;
 
 use crate::protocol::End;
 use crate::proxy::queue::{self, Class};
-use crate::proxy::quota::Refused;
 use crate::proxy::rejection::CODES;
-use crate::proxy::retry::Outcome;
 
-use self::accounts::{Account, Totals};
+use self::accounts::Account;
 
 /// What is counted of each account's attempts.
 pub(crate) mod accounts;
@@ -31,8 +29,12 @@ pub(crate) mod circuit;
 /// What is counted of credits.
 pub(crate) mod credits;
 
+/// What is counted of reloads.
+pub(crate) mod reload;
+
 /// What is counted of the store that replicas share.
 pub(crate) mod shared;
+
 /// The page that lists them all, and the metrics, are the same.
 #[cfg(test)]
 mod tests;
@@ -61,15 +63,17 @@ pub(crate) struct Metrics {
     pub(crate) credits: credits::Metrics,
     pub(crate) circuit: circuit::Metrics,
     pub(crate) shared: shared::Metrics,
+    pub(crate) reload: reload::Metrics,
     /// By class (the last: unclassified) and status class.
     requests: [[Counter; 5]; 5],
     rejections: Family<[(&'static str, &'static str); 1], Counter>,
     queue_wait: [Histogram; 4],
     duration: [Histogram; 4],
-    accounts: Vec<Account>,
+    accounts: accounts::Families,
     /// By how they ended.
     jobs_ended: Family<[(&'static str, &'static str); 1], Counter>,
     gauges: Gauges,
+    rendering: Mutex<()>,
 }
 
 /// Counted by the deliverer and the listener of webhooks.
@@ -139,8 +143,7 @@ struct Gauges {
 }
 
 impl Metrics {
-    /// For these accounts, by index.
-    pub(crate) fn new(accounts: &[String]) -> Self {
+    pub(crate) fn new() -> Self {
         let mut registry = Registry::with_prefix("sluicegate");
         let gauges = Gauges::default();
         gauges.register(&mut registry);
@@ -155,6 +158,7 @@ impl Metrics {
         let jobs_ended = Family::default();
         registry.register("jobs_ended", "Jobs seen to end, or given up", jobs_ended.clone());
         let shared = shared::Metrics::register(&mut registry);
+        let reload = reload::Metrics::register(&mut registry);
         let info = Family::<[(&str, &str); 1], Gauge>::default();
         info.get_or_create_owned(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         registry.register("build_info", "The running version", info);
@@ -174,7 +178,7 @@ impl Metrics {
         Self {
             queue_wait: histograms(&mut registry, "queue_wait", "Time in the queue"),
             duration: histograms(&mut registry, "request_duration", "From a request's head to its answer's end"),
-            accounts: Account::register(&mut registry, accounts),
+            accounts: accounts::Families::register(&mut registry),
             registry,
             begun: Instant::now(),
             jobs_ended,
@@ -185,9 +189,11 @@ impl Metrics {
             credits,
             circuit,
             shared,
+            reload,
             requests,
             rejections,
             gauges,
+            rendering: Mutex::default(),
         }
     }
 
@@ -211,24 +217,9 @@ impl Metrics {
         }
     }
 
-    /// An attempt has ended.
-    pub(crate) fn attempt(&self, account: usize, class: Class, outcome: Outcome) {
-        self.accounts[account].attempt(class, outcome);
-    }
-
-    /// Another attempt follows this outcome.
-    pub(crate) fn retry(&self, account: usize, outcome: Outcome) {
-        self.accounts[account].retry(outcome);
-    }
-
-    /// The upstream answered 429, at this time.
-    pub(crate) fn upstream_429(&self, account: usize, refused: Refused, wall: SystemTime) {
-        self.accounts[account].refused(refused, wall);
-    }
-
-    /// What an account has counted so far.
-    pub(crate) fn totals(&self, account: usize) -> Totals {
-        self.accounts[account].totals()
+    /// Counts for the account of this name; two of one name count together.
+    pub(crate) fn account(&self, name: &str) -> Account {
+        self.accounts.of(name)
     }
 
     /// Answers of the proxy itself so far, by code; none that is zero.
@@ -254,12 +245,16 @@ impl Metrics {
     }
 
     /// Everything as `OpenMetrics` text, with gauges as they are now.
-    pub(crate) fn render(&self, accounts: &[Arc<queue::Account>], levels: &Levels<'_>) -> String {
+    pub(crate) fn render(&self, accounts: &[(String, Arc<queue::Account>)], levels: &Levels<'_>) -> String {
+        // One at a time, so that nobody reads between the clearing and the setting.
+        let _alone = self.rendering.lock().unwrap_or_else(PoisonError::into_inner);
         self.gauges.up.set(self.uptime().as_secs_f64());
+        // Accounts and limits come and go with the configuration.
+        self.gauges.clear();
         self.gauges.set(accounts, levels);
-        for account in accounts {
+        for (name, account) in accounts {
             if let Some(view) = account.shared_view() {
-                self.shared.set(&account.name, &view);
+                self.shared.set(name, &view);
             }
         }
         let mut text = String::new();
@@ -290,11 +285,21 @@ impl Gauges {
         registry.register("ready", "1 while new work is taken", self.ready.clone());
     }
 
-    fn set(&self, accounts: &[Arc<queue::Account>], levels: &Levels<'_>) {
-        for account in accounts {
+    fn clear(&self) {
+        let Self { window_used, window_limit, window_remaining, jobs_live, jobs_limit, waiting, paced, drift, .. } =
+            self;
+        for gauge in [window_used, window_limit, window_remaining, jobs_live, jobs_limit, waiting, paced, drift] {
+            gauge.clear();
+        }
+        self.client_waiting.clear();
+        self.client_jobs_live.clear();
+    }
+
+    fn set(&self, accounts: &[(String, Arc<queue::Account>)], levels: &Levels<'_>) {
+        for (name, account) in accounts {
             let now = account.snapshot();
             let set = |gauge: &PerAccount, value: u32| {
-                gauge.get_or_create_owned(&[("account", account.name.clone())]).set(i64::from(value));
+                gauge.get_or_create_owned(&[("account", name.clone())]).set(i64::from(value));
             };
             set(&self.window_used, now.used);
             set(&self.jobs_live, now.live);

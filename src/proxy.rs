@@ -5,8 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
+use arc_swap::ArcSwap;
 use http::{Request, Response, request};
 use hyper::body::Incoming;
+
+use crate::reload::Reloader;
 
 use self::accept::Refused;
 use self::body::Inbound;
@@ -18,7 +21,7 @@ use self::rejection::Rejection;
 use self::response::RelayBody;
 use self::upstream::Upstream;
 
-pub(crate) use self::parts::{Account, App};
+pub(crate) use self::parts::{Account, App, Lasting};
 
 /// Connections from callers, spread over the workers.
 pub(crate) mod accept;
@@ -92,7 +95,29 @@ mod parts;
 /// What a request lives on from accept to answer: one thread, its own connections.
 pub(crate) struct Worker {
     pub(crate) app: Arc<App>,
-    pub(crate) upstream: Upstream,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) reloader: Arc<Reloader>,
+}
+
+/// Where a thread's connections find their worker: a reload puts another one there, for the requests that come from then on.
+pub(crate) struct Seat(ArcSwap<Worker>);
+
+impl Seat {
+    pub(crate) fn new(app: Arc<App>, upstream: Upstream, reloader: Arc<Reloader>) -> Arc<Self> {
+        Arc::new(Self(ArcSwap::from_pointee(Worker { app, upstream: Arc::new(upstream), reloader })))
+    }
+
+    /// The worker for a request that begins now.
+    pub(crate) fn worker(&self) -> Arc<Worker> {
+        self.0.load_full()
+    }
+
+    /// From now on, requests live by these terms.
+    pub(crate) fn serve(&self, app: &Arc<App>) {
+        let Worker { upstream, reloader, .. } = &*self.worker();
+        let (app, upstream, reloader) = (Arc::clone(app), Arc::clone(upstream), Arc::clone(reloader));
+        self.0.store(Arc::new(Worker { app, upstream, reloader }));
+    }
 }
 
 /// The way of one request. Any step may refuse, and the refusal is the answer; a refusal spends nothing that was taken before it.

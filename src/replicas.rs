@@ -63,7 +63,7 @@ impl Replicas {
         let mut replicas = Self::default();
         let (config::State::Redis(_, redis), Some(state)) = (&config.state, state) else { return Ok(replicas) };
         let (sender, mut receiver) = mpsc::unbounded_channel::<queue::Adopted>();
-        for queue in app.queues() {
+        for (_, queue) in app.queues() {
             let accounts = app.accounts.iter().zip(&config.accounts);
             let Some((_, account)) = accounts.into_iter().find(|(known, _)| Arc::ptr_eq(&known.queue, &queue)) else {
                 continue;

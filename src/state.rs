@@ -48,7 +48,12 @@ impl State {
 
     /// The window log of a key, whatever its account is called: the upstream counts keys.
     pub(crate) fn ring(&self, key: &Secret, requests: &Requests, clock: Clock) -> io::Result<Ring> {
-        Ring::open(&self.path.join(format!("window-{}.ring", fingerprint(key))), requests, clock)
+        Ring::open(&self.ring_path(key), requests, clock)
+    }
+
+    /// Where it is.
+    pub(crate) fn ring_path(&self, key: &Secret) -> PathBuf {
+        self.path.join(format!("window-{}.ring", fingerprint(key)))
     }
 
     /// Names this replica for as long as the directory lives, so that a restarted process finds its slots again.

@@ -13,11 +13,13 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::config::{self, Allow};
@@ -64,13 +66,15 @@ pub(crate) mod schedule;
 /// One attempt.
 pub(crate) mod send;
 
+/// How long the upstream may sign with a secret that was replaced.
+const SECRETS_OVERLAP: Duration = Duration::from_secs(600);
 /// Hosts that the log was told of.
 const HOSTS_TOLD: usize = 64;
 
 /// What webhooks need from the rest, and what they remember.
 pub(crate) struct Webhooks {
-    pub(crate) keys: Option<Keys>,
-    allow: Vec<Allow>,
+    /// What a reload replaces.
+    pub(crate) terms: ArcSwap<Terms>,
     /// The URL that the upstream is given, but for its token.
     public_url: Option<String>,
     protocol: Arc<Protocol>,
@@ -89,6 +93,27 @@ pub(crate) struct Webhooks {
     progress: watch::Sender<Progress>,
     /// Hosts of webhooks that nobody can reach, told in the log once each; bounded by `HOSTS_TOLD`.
     told: Mutex<HashSet<String>>,
+}
+
+/// With what is signed, and whereto is delivered.
+#[derive(Default)]
+pub(crate) struct Terms {
+    pub(crate) keys: Option<Keys>,
+    /// The secret before this one, and until when the upstream may still sign with it.
+    before: Option<(Keys, Instant)>,
+    pub(crate) allow: Vec<Allow>,
+}
+
+impl Terms {
+    fn new(config: &config::Webhooks) -> Self {
+        Self { keys: config.secret.as_ref().and_then(Keys::new), before: None, allow: config.allow.clone() }
+    }
+
+    /// Whether the upstream has signed this call, be it with the secret that was replaced a short time ago.
+    pub(crate) fn verify(&self, headers: &HeaderMap, wall: SystemTime, body: &[u8]) -> bool {
+        let before = self.before.as_ref().filter(|(_, until)| Instant::now() < *until).map(|(keys, _)| keys);
+        self.keys.iter().chain(before).any(|keys| keys.verify(headers, wall, body))
+    }
 }
 
 /// What webhooks are built from, beside their configuration.
@@ -131,8 +156,7 @@ impl Webhooks {
         let Parts { ledger, clock, metrics, ours } = parts;
         let inbound = config.inbound.as_ref();
         let hooks = Self {
-            keys: config.secret.as_ref().and_then(Keys::new),
-            allow: config.allow.clone(),
+            terms: ArcSwap::from_pointee(Terms::new(config)),
             public_url: inbound.map(|inbound| inbound.public_url.to_string().trim_end_matches('/').to_owned()),
             protocol,
             ledger,
@@ -148,6 +172,20 @@ impl Webhooks {
         (hooks, queue)
     }
 
+    /// From now on another secret, other targets. What the upstream signs with the secret before is taken for a while yet.
+    pub(crate) fn replan(&self, before: &config::Webhooks, config: &config::Webhooks) {
+        if (&before.secret, &before.allow) == (&config.secret, &config.allow) {
+            return;
+        }
+        let old = self.terms.load();
+        let overlap = if before.secret == config.secret {
+            old.before.clone()
+        } else {
+            old.keys.clone().map(|keys| (keys, Instant::now() + SECRETS_OVERLAP))
+        };
+        self.terms.store(Arc::new(Terms { before: overlap, ..Terms::new(config) }));
+    }
+
     fn waiting(&self) -> MutexGuard<'_, HashMap<String, Vec<Waiting>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -155,7 +193,7 @@ impl Webhooks {
     /// Takes up what an earlier process left. The jobs that are waited for come back, with their accounts' names: some may have ended unseen.
     pub(crate) fn restore(&self) -> Result<Vec<(String, Owed)>, crate::ledger::Error> {
         let Left { waiting, due } = self.ledger.left_webhooks()?;
-        if self.keys.is_none() && !(waiting.is_empty() && due.is_empty()) {
+        if self.terms.load().keys.is_none() && !(waiting.is_empty() && due.is_empty()) {
             let owed = waiting.len() + due.len();
             tracing::warn!(owed, "webhooks of an earlier run are held back: there is no webhooks.secret any more");
             return Ok(Vec::new());
@@ -184,7 +222,8 @@ impl Webhooks {
     ) -> Result<Option<Intent>, Rejection> {
         let Some(asked) = shape.asked(body) else { return Ok(None) };
         let Some(target) = Target::parse(&asked.url) else { return Ok(None) };
-        let place = target.place(&self.allow);
+        let terms = self.terms.load();
+        let place = target.place(&terms.allow);
         let relayed = match (place, &self.public_url) {
             (Place::Allowed, url) => url.as_ref(),
             (Place::Public, Some(url)) if target.https => Some(url),
@@ -194,7 +233,7 @@ impl Webhooks {
                 return Ok(None);
             }
         };
-        if self.keys.is_none() {
+        if terms.keys.is_none() {
             return Err(Rejection::WebhookSecretMissing);
         }
         let token = relayed.map(|_| random_token());

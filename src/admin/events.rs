@@ -18,6 +18,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::proxy::App;
 use crate::proxy::finish::recent::Watching;
+use crate::reload::Reloader;
 
 use super::history::{History, SAMPLED_EVERY, Sample};
 use super::snapshot;
@@ -32,7 +33,7 @@ const RETRY: &str = "retry: 2000\n";
 
 /// What is built, and for whom.
 pub(super) struct Feed {
-    app: Arc<App>,
+    reloader: Arc<Reloader>,
     /// Where the data port listens.
     listen: Vec<SocketAddr>,
     places: Arc<Semaphore>,
@@ -47,9 +48,9 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    pub(super) fn new(app: Arc<App>, listen: Vec<SocketAddr>) -> Self {
+    pub(super) fn new(reloader: Arc<Reloader>, listen: Vec<SocketAddr>) -> Self {
         Self {
-            app,
+            reloader,
             listen,
             places: Arc::new(Semaphore::new(LISTENERS)),
             came: Notify::new(),
@@ -70,7 +71,7 @@ impl Feed {
             while self.snapshot.is_closed() {
                 self.came.notified().await;
             }
-            let snapshot = snapshot::snapshot(&self.app, &self.status()).to_string();
+            let snapshot = snapshot::snapshot(&self.reloader.latest(), &self.status()).to_string();
             self.built.fetch_add(1, Ordering::Relaxed);
             self.snapshot.send_replace(event("snapshot", &snapshot));
             sleep(PAUSE).await;
@@ -80,10 +81,10 @@ impl Feed {
     async fn remember(&self) {
         let mut ticks = interval(SAMPLED_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.history().0.start(sample(&self.app));
+        self.history().0.start(sample(&self.reloader.latest()));
         loop {
             ticks.tick().await;
-            let sample = sample(&self.app);
+            let sample = sample(&self.reloader.latest());
             let mut history = self.history();
             if history.0.add(sample) {
                 history.1 = None;
@@ -98,7 +99,7 @@ impl Feed {
         let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
         let (snapshot, point) = (self.snapshot.subscribe(), self.point.subscribe());
         self.came.notify_one();
-        let watching = self.app.recent.watch();
+        let watching = self.reloader.latest().recent.watch();
         let source =
             Source { feed: Arc::clone(self), snapshot, point, begun: false, _place: place, _watching: watching };
         Some(Events(Box::pin(source.next())))
@@ -106,9 +107,10 @@ impl Feed {
 
     /// The status of the proxy and of this.
     pub(super) fn status(&self) -> Value {
-        let mut status = status(&self.app);
+        let app = self.reloader.latest();
+        let mut status = status(&app);
         status["listen"] = json!(self.listen);
-        status["credits"] = self.app.credits.budgets();
+        status["credits"] = app.credits.budgets();
         let listeners = LISTENERS - self.places.available_permits();
         status["dashboard"] = json!({"listeners": listeners, "snapshots": self.built.load(Ordering::Relaxed)});
         status
@@ -131,15 +133,15 @@ fn event(name: &str, data: &str) -> Bytes {
 }
 
 fn sample(app: &App) -> Sample {
-    let queues = app.queues().map(|queue| queue.snapshot());
+    let queues = app.queues().map(|(_, queue)| queue.snapshot());
     let mut sample = queues.fold(Sample::default(), |all, queue| Sample {
         waiting: all.waiting + queue.waiting,
         jobs_live: all.jobs_live + queue.live,
         ..all
     });
     sample.waiting += app.breaker.waiting();
-    for account in 0..app.accounts.len() {
-        let totals = app.metrics.totals(account);
+    for account in &app.accounts {
+        let totals = account.counters.totals();
         sample.attempts += totals.sent.values().sum::<u64>();
         sample.refused += totals.refused_window + totals.refused_jobs;
     }

@@ -7,7 +7,7 @@ use crate::proxy::App;
 
 /// Limits, jobs and queue of every account.
 pub(crate) fn status(app: &App) -> Value {
-    let accounts = app.accounts.iter().enumerate().map(|(index, account)| {
+    let accounts = app.accounts.iter().filter(|account| !account.gone).map(|account| {
         let now = account.queue.snapshot();
         json!({
             "name": account.name,
@@ -36,10 +36,11 @@ pub(crate) fn status(app: &App) -> Value {
                 "waits_for": view.told.why,
                 "silent_secs": view.silent_secs,
             })),
-            "counts": app.metrics.totals(index),
+            "counts": account.counters.totals(),
         })
     });
-    let clients = app.clients.names().iter().enumerate().map(|(client, name)| {
+    let clients = app.clients.present().iter().map(|&client| {
+        let name = app.clients.name(client);
         let (waiting, live) = app.accounts[app.account_of[client]].queue.client_snapshot(client);
         json!({"name": name, "account": app.accounts[app.account_of[client]].name, "waiting": waiting, "jobs_live": live})
     });
@@ -49,6 +50,7 @@ pub(crate) fn status(app: &App) -> Value {
         "uptime_secs": app.metrics.uptime().as_secs_f64(),
         "in_flight": app.metrics.in_flight.get(),
         "connections": app.metrics.connections.get(),
+        "config": app.reloads.snapshot(),
         "jobs_uncertain": app.jobs.uncertain(),
         "jobs_ended": app.metrics.ended(),
         "rejections": app.metrics.rejected(),
@@ -60,9 +62,10 @@ pub(crate) fn status(app: &App) -> Value {
 
 impl App {
     pub(super) fn render_metrics(&self) -> String {
-        let queues: Vec<_> = self.queues().collect();
+        let queues: Vec<_> = self.queues().map(|(name, queue)| (name.to_owned(), queue)).collect();
         self.credits.set_gauges();
-        let clients = self.clients.names().iter().enumerate().map(|(client, name)| {
+        let clients = self.clients.present().iter().map(|&client| {
+            let name = self.clients.name(client);
             let (waiting, jobs_live) = self.accounts[self.account_of[client]].queue.client_snapshot(client);
             ClientLevel { name, waiting, jobs_live }
         });

@@ -126,6 +126,7 @@ async fn wait(child: &mut Child, signals: &mut Signals) -> Result<ExitStatus, Fa
             Stop::Interrupt if std::io::stdin().is_terminal() => continue,
             Stop::Interrupt => Signal::INT,
             Stop::Terminate => Signal::TERM,
+            Stop::Hangup => Signal::HUP,
         };
         if let Some(pid) = pid {
             // It may have ended just now; the next turn sees that.

@@ -3,36 +3,64 @@
 use std::io::IsTerminal;
 
 use crate::config::{self, Config, Flags, Loaded, Plan};
+use crate::reload::{Reloaded, Reloading};
 use crate::server::Server;
 
-use super::signals::Signals;
-use super::{Failure, base_url, complain, logging, private, say, start};
+use super::signals::{Hangup, Signals, Stop};
+use super::{Failure, base_url, complain, logging, private, say, start, systemd};
 
 pub(super) async fn run(flags: Flags) -> Result<u8, Failure> {
     let exposed = private::keep_memory(false);
-    let Loaded { config, warnings, path } = start::load(flags)?;
+    let handed = systemd::sockets()?;
+    let (Loaded { config, warnings, path }, again) = start::load_watched(flags)?;
     config::prepare(&config)?;
     logging::init(&config.log, &config.log.level);
     for warning in warnings.into_iter().chain(exposed) {
         tracing::warn!("{warning}");
     }
-    let mut signals = Signals::new()?;
-    let server = start::start(&config).await?;
+    let (mut signals, mut hangup) = (Signals::new()?, Hangup::new()?);
+    let server = start::start_on(&config, handed).await?;
     if std::io::stderr().is_terminal() {
         let file = path.map_or_else(|| "built-in defaults".to_owned(), |path| path.display().to_string());
         complain(banner(&config, &server, &file));
     }
     say(ready_line(&server));
-    let stop = signals.next().await;
+    systemd::feed_watchdog();
+    systemd::ready(&ready_line(&server));
+    let stop = serve(again.reloading(&server), &mut signals, &mut hangup).await;
     let usage = server.proxy().usage();
+    systemd::stopping("draining: finishing what is in flight");
     tracing::info!(
         signal = stop.name(),
         in_flight = usage.in_flight,
         waiting = usage.waiting,
-        timeout_secs = config.server.drain_timeout.as_secs_f64(),
+        timeout_secs = server.drain_timeout().as_secs_f64(),
         "draining: no new work, finishing what is in flight; a second signal ends at once"
     );
     Ok(start::drain(server, &mut signals).await)
+}
+
+/// Reads the configuration again whenever that is due, until a signal asks for the end.
+async fn serve(mut reloading: Reloading, signals: &mut Signals, hangup: &mut Hangup) -> Stop {
+    loop {
+        tokio::select! {
+            biased;
+            stop = signals.next() => return stop,
+            hung = hangup.next() => if let Err(stop) = hung { return stop },
+            () = reloading.changed() => {}
+        }
+        systemd::reloading();
+        // Log, metrics and status tell what came of it, too.
+        let status = tokio::select! {
+            biased;
+            stop = signals.next() => return stop,
+            result = reloading.reload() => match result {
+                Ok(Reloaded { generation, .. }) => format!("serving configuration {generation}"),
+                Err(_) => "serving; the last configuration was refused, see the log".to_owned(),
+            },
+        };
+        systemd::ready(&status);
+    }
 }
 
 /// The one line that scripts wait for.

@@ -1,6 +1,6 @@
-//! SIGINT and SIGTERM.
+//! SIGINT, SIGTERM and SIGHUP.
 
-use std::io;
+use std::io::{self, IsTerminal, stderr};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -15,6 +15,28 @@ pub(super) struct Signals {
 pub(super) enum Stop {
     Interrupt,
     Terminate,
+    /// The terminal is gone.
+    Hangup,
+}
+
+/// SIGHUP: the configuration is to be read again; or the terminal is gone, if there was one.
+pub(super) struct Hangup {
+    signal: Signal,
+    terminal: bool,
+}
+
+impl Hangup {
+    /// From here on it no longer ends the process by itself.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { signal: signal(SignalKind::hangup())?, terminal: stderr().is_terminal() })
+    }
+
+    /// The next one. An error: whoever started us in a terminal has closed it.
+    pub(super) async fn next(&mut self) -> Result<(), Stop> {
+        self.signal.recv().await;
+        // A terminal that has hung up is none any more.
+        if self.terminal && !stderr().is_terminal() { Err(Stop::Hangup) } else { Ok(()) }
+    }
 }
 
 impl Signals {
@@ -36,6 +58,7 @@ impl Stop {
         match self {
             Self::Interrupt => "SIGINT",
             Self::Terminate => "SIGTERM",
+            Self::Hangup => "SIGHUP",
         }
     }
 
@@ -44,6 +67,7 @@ impl Stop {
         match self {
             Self::Interrupt => 130,
             Self::Terminate => 143,
+            Self::Hangup => 129,
         }
     }
 }

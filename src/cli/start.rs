@@ -1,8 +1,11 @@
 //! From flags to a running proxy, and back to none: what `run`, `exec` and `demo` share.
 
+use std::path::PathBuf;
+
 use crate::app::StartError;
-use crate::config::{self, Config, Flags, Loaded, Sources};
-use crate::server::Server;
+use crate::config::{self, Attempt, Config, Flags, Loaded, Sources, Watch};
+use crate::reload::Reloading;
+use crate::server::{Handed, Server};
 
 use super::Failure;
 use super::signals::Signals;
@@ -17,9 +20,36 @@ pub(super) fn load(flags: Flags) -> Result<Loaded, Failure> {
     Ok(config::load(&sources(flags)?)?)
 }
 
+/// The same, with what is needed to read it again.
+pub(super) fn load_watched(flags: Flags) -> Result<(Loaded, Again), Failure> {
+    let sources = sources(flags)?;
+    let Attempt { loaded, watch } = config::load_watched(&sources);
+    let loaded = loaded?;
+    let path = loaded.path.clone();
+    Ok((loaded, Again { sources, path, watch }))
+}
+
+/// What the configuration came from, to read it again.
+pub(super) struct Again {
+    sources: Sources,
+    path: Option<PathBuf>,
+    watch: Watch,
+}
+
+impl Again {
+    pub(super) fn reloading(self, server: &Server) -> Reloading {
+        server.proxy().reloading(self.sources, self.path, self.watch)
+    }
+}
+
 /// Opens the ports.
 pub(super) async fn start(config: &Config) -> Result<Server, Failure> {
-    Server::start(config).await.map_err(Failure::from)
+    start_on(config, Handed::default()).await
+}
+
+/// The same, on sockets that were handed over.
+pub(super) async fn start_on(config: &Config, handed: Handed) -> Result<Server, Failure> {
+    Server::start_on(config, handed).await.map_err(Failure::from)
 }
 
 impl From<StartError> for Failure {

@@ -1,9 +1,12 @@
 //! From the tree of values to `Config`: one file a part, each section read from its first key to its last.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use super::reader::Section;
 use super::report::Problems;
 use super::source::Surroundings;
-use super::{Config, State, document::Table};
+use super::{Config, State, Watch, document::Table};
 
 mod accounts;
 mod credits;
@@ -25,6 +28,10 @@ pub(super) struct Context<'a> {
     pub(super) trusted: bool,
     /// Collects what stops nothing.
     pub(super) warnings: Vec<String>,
+    /// Collects the files that secrets are in, readable or not.
+    pub(super) watch: &'a mut Watch,
+    /// The environment, to be kept with what is read from it again.
+    pub(super) env: Arc<BTreeMap<String, String>>,
 }
 
 /// Builds all parts. `None` only where `problems` has the reason; problems may be there even with a `Config`.

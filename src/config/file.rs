@@ -33,6 +33,7 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("server.header_timeout", Text),
     ("server.body_timeout", Text),
     ("server.drain_timeout", Text),
+    ("server.reload_interval", Text),
     ("server.max_connections", Number),
     ("admin.listen", Text),
     ("admin.health_listen", Text),

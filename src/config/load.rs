@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::build::{self, Context};
 use super::document::Table;
 use super::report::{Place, Problems};
 use super::source::Surroundings;
-use super::{Config, Report, overrides, unknown};
+use super::{Config, Report, Watch, overrides, unknown};
 
 /// The annotated default configuration, as `sluicegate init` writes it.
 pub const TEMPLATE: &str = include_str!("../../proxy.toml");
@@ -73,6 +74,14 @@ pub struct Loaded {
     pub path: Option<PathBuf>,
 }
 
+/// What `load` came to, and the files that decide about it.
+pub struct Attempt {
+    /// As `load` returns it.
+    pub loaded: Result<Loaded, Report>,
+    /// As they were just before they were read.
+    pub watch: Watch,
+}
+
 /// Reads and checks everything: flag over variable over file over default. Opens no port and creates nothing; it does fetch the
 /// secrets of the accounts in use.
 ///
@@ -80,7 +89,16 @@ pub struct Loaded {
 ///
 /// All problems at once.
 pub fn load(sources: &Sources) -> Result<Loaded, Report> {
-    load_found(find(sources)?, sources)
+    load_watched(sources).loaded
+}
+
+/// As `load`, and says which files to watch for a change, also where they have mistakes. What changes while this reads is a change.
+#[must_use]
+pub fn load_watched(sources: &Sources) -> Attempt {
+    let mut watch = Watch::default();
+    watch.look_at(place(sources));
+    let loaded = find(sources).and_then(|found| load_found(found, sources, &mut watch));
+    Attempt { loaded, watch }
 }
 
 /// As `load`, a text that lies in a directory of its own, with this environment.
@@ -88,10 +106,10 @@ pub(crate) fn load_text(text: &str, env: &BTreeMap<String, String>) -> Result<Co
     let (name, directory) = (FILE.to_owned(), PathBuf::from("/nonexistent"));
     let found = Found { path: None, name, text: Cow::Owned(text.to_owned()), directory, trusted: false };
     let sources = Sources { env: env.clone(), ..Sources::default() };
-    load_found(found, &sources).map(|loaded| loaded.config)
+    load_found(found, &sources, &mut Watch::default()).map(|loaded| loaded.config)
 }
 
-fn load_found(file: Found, sources: &Sources) -> Result<Loaded, Report> {
+fn load_found(file: Found, sources: &Sources, watch: &mut Watch) -> Result<Loaded, Report> {
     let problems = Problems::default();
     let mut table = Table::parse(&file.text, &problems);
     if !problems.is_empty() {
@@ -103,6 +121,8 @@ fn load_found(file: Found, sources: &Sources) -> Result<Loaded, Report> {
         surroundings: Surroundings { env: &sources.env, directory: &file.directory },
         trusted: file.trusted,
         warnings: Vec::new(),
+        watch,
+        env: Arc::new(sources.env.clone()),
     };
     match build::build(&table, &mut context, &problems) {
         Some(config) if problems.is_empty() => Ok(Loaded { config, warnings: context.warnings, path: file.path }),
@@ -145,9 +165,18 @@ struct Found {
     trusted: bool,
 }
 
-fn find(sources: &Sources) -> Result<Found, Report> {
+/// The file that is named, or looked for.
+fn place(sources: &Sources) -> PathBuf {
+    sources.cwd.join(named(sources).unwrap_or_else(|| PathBuf::from(FILE)))
+}
+
+fn named(sources: &Sources) -> Option<PathBuf> {
     let variable = sources.env.get(overrides::CONFIG).filter(|path| !path.is_empty()).map(PathBuf::from);
-    if let Some(named) = sources.flags.config.clone().or(variable) {
+    sources.flags.config.clone().or(variable)
+}
+
+fn find(sources: &Sources) -> Result<Found, Report> {
+    if let Some(named) = named(sources) {
         return read(&named, &sources.cwd, true);
     }
     if sources.cwd.join(FILE).exists() {

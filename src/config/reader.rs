@@ -21,6 +21,11 @@ impl Complaint {
         Self { text: text.into(), help: None }
     }
 
+    /// What is wrong, without what to do.
+    pub(super) fn says(&self) -> &str {
+        &self.text
+    }
+
     /// Adds what to do.
     pub(super) fn help(self, help: impl Into<String>) -> Self {
         Self { help: Some(help.into()), ..self }

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ const GLANCE: Duration = Duration::from_millis(10);
 const LONGEST: u64 = 16 << 10;
 
 /// What the operator wrote instead of the secret.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Source {
     /// `{ env = "NAME" }`
     Env(String),
@@ -38,6 +38,39 @@ pub(super) struct Surroundings<'a> {
     pub(super) env: &'a BTreeMap<String, String>,
     /// The directory that relative files are looked up in.
     pub(super) directory: &'a Path,
+}
+
+/// Where a secret was found, to look there again.
+#[derive(Clone)]
+pub struct Spring {
+    source: Source,
+    env: Arc<BTreeMap<String, String>>,
+    directory: PathBuf,
+}
+
+impl Spring {
+    pub(super) fn new(source: &Source, env: &Arc<BTreeMap<String, String>>, directory: &Path) -> Self {
+        Self { source: source.clone(), env: Arc::clone(env), directory: directory.to_owned() }
+    }
+
+    /// The secret as it is there now, or what is wrong, in words that do not quote it. May take as long as a command may.
+    pub(crate) fn read(&self) -> Result<Secret, String> {
+        let found = self.source.resolve(&Surroundings { env: &self.env, directory: &self.directory });
+        found.map(|found| found.secret).map_err(|complaint| complaint.says().to_owned())
+    }
+}
+
+impl std::fmt::Debug for Spring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Not the environment, which holds secrets.
+        write!(f, "{:?}", self.source)
+    }
+}
+
+impl PartialEq for Spring {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source && self.directory == other.directory
+    }
 }
 
 /// A secret that was found.
@@ -73,6 +106,14 @@ impl Source {
             },
             "command" => command_line(&entry.node.value),
             _ => Err(Complaint::new("must have exactly one of env, file and command").help(FORMS)),
+        }
+    }
+
+    /// The file that it is in.
+    pub(super) fn file(&self, directory: &Path) -> Option<PathBuf> {
+        match self {
+            Self::File(path) => Some(directory.join(path)),
+            Self::Env(_) | Self::Command(..) => None,
         }
     }
 

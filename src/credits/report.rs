@@ -8,8 +8,8 @@ use serde_json::{Map, Value, json};
 use crate::ledger::moment::Moment;
 
 use super::amount::Amount;
-use super::book::{DAYS_KEPT, Key, Tally};
-use super::{Credits, State};
+use super::book::{DAYS_KEPT, Key, Scope, Tally};
+use super::{Credits, Purse, State};
 
 impl Credits {
     /// Budgets, today and the last 30 days, by account, client and model.
@@ -35,13 +35,15 @@ impl Credits {
     }
 
     fn budgets_of(&self, state: &State, now: &Moment) -> Value {
-        let accounts = self.accounts.iter().enumerate().filter(|(index, (name, first, _))| {
+        let terms = self.terms.load();
+        let accounts = terms.accounts.iter().enumerate().filter(|(index, Purse { name, first, .. })| {
             // Accounts with one key share one budget.
-            name == first || !self.accounts[..*index].iter().any(|(_, other, _)| other == first)
+            name == first || !terms.accounts[..*index].iter().any(|other| other.first == *first)
         });
-        let accounts = accounts.map(|(index, (name, _, limit))| self.budget(state, name, *limit, (index, None)));
-        let clients = self.clients.iter().enumerate();
-        let clients = clients.map(|(index, (name, limit))| self.budget(state, name, *limit, (0, Some(index))));
+        let accounts =
+            accounts.map(|(index, purse)| budget(state, &purse.name, purse.budget, &terms.scopes(index, 0)[0].0));
+        let clients = terms.clients.iter().enumerate();
+        let clients = clients.map(|(index, (name, limit))| budget(state, name, *limit, &terms.scopes(0, index)[1].0));
         json!({
             "day": date(state.calendar.day),
             "utc_offset": offset(self.utc_offset),
@@ -51,25 +53,26 @@ impl Credits {
         })
     }
 
-    fn budget(&self, state: &State, name: &str, limit: Option<Amount>, of: (usize, Option<usize>)) -> Value {
-        let [account, client] = self.scopes(of.0, of.1.unwrap_or_default());
-        let used = state.book.used(if of.1.is_some() { &client.0 } else { &account.0 });
-        json!({
-            "name": name,
-            "used": used.json(),
-            "limit": limit.map(Amount::json),
-            "remaining": limit.map(|limit| limit.less(used).json()),
-        })
-    }
-
     /// Sets the gauges to what is now.
     pub(crate) fn set_gauges(&self) {
         let state = self.today();
-        for (index, (name, _, limit)) in self.accounts.iter().enumerate() {
-            let [(scope, _), _] = self.scopes(index, 0);
-            self.metrics.set(name, state.book.used(&scope), *limit);
+        let terms = self.terms.load();
+        for (index, Purse { name, budget, .. }) in terms.accounts.iter().enumerate() {
+            let [(scope, _), _] = terms.scopes(index, 0);
+            self.metrics.set(name, state.book.used(&scope), *budget);
         }
     }
+}
+
+/// A budget, and what its scope has used of it.
+fn budget(state: &State, name: &str, limit: Option<Amount>, scope: &Scope) -> Value {
+    let used = state.book.used(scope);
+    json!({
+        "name": name,
+        "used": used.json(),
+        "limit": limit.map(Amount::json),
+        "remaining": limit.map(|limit| limit.less(used).json()),
+    })
 }
 
 fn least() -> Key {

@@ -50,9 +50,9 @@ pub(crate) fn answer(app: &App, query: &str) -> Result<Value, String> {
     let Question { model, jobs, account } = Question::read(query)?;
     let account = match account {
         // That of callers who do not say who they are.
-        None => app.account_of.first().copied().unwrap_or_default(),
+        None => app.account_of.get(app.clients.first()).copied().unwrap_or_default(),
         Some(name) => {
-            let found = app.accounts.iter().position(|account| account.name == name);
+            let found = app.accounts.iter().position(|account| account.name == name && !account.gone);
             found.ok_or_else(|| format!("there is no account {name:?}"))?
         }
     };

@@ -19,7 +19,7 @@ const OUTCOMES: [&str; 9] = ["2xx", "3xx", "401", "408", "429", "4xx", "5xx", "s
 const UNSENT: usize = 8;
 
 /// The counters of one account.
-pub(super) struct Account {
+pub(crate) struct Account {
     name: String,
     /// By class and outcome.
     attempts: [[Counter; OUTCOMES.len()]; 4],
@@ -47,47 +47,60 @@ pub(crate) struct Totals {
     pub(crate) last_refused_at: Option<i64>,
 }
 
-impl Account {
-    pub(super) fn register(registry: &mut Registry, accounts: &[String]) -> Vec<Self> {
-        let attempts = Family::<[(&str, String); 3], Counter>::default();
-        let retries = Family::<[(&str, String); 2], Counter>::default();
-        let refused = Family::<[(&str, String); 2], Counter>::default();
-        let last_refused = Family::<[(&str, String); 1], Gauge>::default();
+/// What is counted, for all accounts.
+#[derive(Default)]
+pub(super) struct Families {
+    attempts: Family<[(&'static str, String); 3], Counter>,
+    retries: Family<[(&'static str, String); 2], Counter>,
+    refused: Family<[(&'static str, String); 2], Counter>,
+    last_refused: Family<[(&'static str, String); 1], Gauge>,
+}
+
+impl Families {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        let families = Self::default();
+        let Self { attempts, retries, refused, last_refused } = &families;
         registry.register("attempts", "Requests sent upstream, by outcome", attempts.clone());
         registry.register("retries", "Attempts after the first, by the outcome before", retries.clone());
         registry.register("upstream_429", "429 answers of the upstream, by what they meant", refused.clone());
         let help = "When the upstream last answered 429, in Unix time";
         registry.register_with_unit("upstream_429_last_timestamp", help, Unit::Seconds, last_refused.clone());
-        let of = |account: &String| {
-            let attempt = |class: Class, outcome: &str| {
-                let labels =
-                    [("account", account.clone()), ("class", class.name().into()), ("outcome", outcome.into())];
-                attempts.get_or_create_owned(&labels)
-            };
-            let reason = |family: &Family<[(&'static str, String); 2], Counter>, reason: &str| {
-                family.get_or_create_owned(&[("account", account.clone()), ("reason", reason.into())])
-            };
-            Self {
-                name: account.clone(),
-                attempts: Class::ALL.map(|class| OUTCOMES.map(|outcome| attempt(class, outcome))),
-                retries: OUTCOMES.map(|outcome| reason(&retries, outcome)),
-                refused_window: reason(&refused, "window"),
-                refused_jobs: reason(&refused, "jobs"),
-                last_refused: last_refused.clone(),
-            }
-        };
-        accounts.iter().map(of).collect()
+        families
     }
 
-    pub(super) fn attempt(&self, class: Class, outcome: Outcome) {
+    /// Counts for the account of this name; two of one name count together.
+    pub(super) fn of(&self, account: &str) -> Account {
+        let attempt = |class: Class, outcome: &str| {
+            let labels = [("account", account.into()), ("class", class.name().into()), ("outcome", outcome.into())];
+            self.attempts.get_or_create_owned(&labels)
+        };
+        let reason = |family: &Family<[(&'static str, String); 2], Counter>, reason: &str| {
+            family.get_or_create_owned(&[("account", account.into()), ("reason", reason.into())])
+        };
+        Account {
+            name: account.to_owned(),
+            attempts: Class::ALL.map(|class| OUTCOMES.map(|outcome| attempt(class, outcome))),
+            retries: OUTCOMES.map(|outcome| reason(&self.retries, outcome)),
+            refused_window: reason(&self.refused, "window"),
+            refused_jobs: reason(&self.refused, "jobs"),
+            last_refused: self.last_refused.clone(),
+        }
+    }
+}
+
+impl Account {
+    /// An attempt has ended.
+    pub(crate) fn attempt(&self, class: Class, outcome: Outcome) {
         self.attempts[class as usize][index(outcome)].inc();
     }
 
-    pub(super) fn retry(&self, outcome: Outcome) {
+    /// Another attempt follows this outcome.
+    pub(crate) fn retry(&self, outcome: Outcome) {
         self.retries[index(outcome)].inc();
     }
 
-    pub(super) fn refused(&self, refused: Refused, wall: SystemTime) {
+    /// The upstream answered 429, at this time.
+    pub(crate) fn refused(&self, refused: Refused, wall: SystemTime) {
         match refused {
             Refused::Window => self.refused_window.inc(),
             Refused::Jobs => self.refused_jobs.inc(),
@@ -97,7 +110,8 @@ impl Account {
         last.set(i64::try_from(at).unwrap_or(i64::MAX));
     }
 
-    pub(super) fn totals(&self) -> Totals {
+    /// What it has counted so far.
+    pub(crate) fn totals(&self) -> Totals {
         let some = |counts: &[u64; OUTCOMES.len()]| {
             OUTCOMES.into_iter().zip(*counts).filter(|(_, count)| *count > 0).collect::<BTreeMap<_, _>>()
         };
@@ -143,8 +157,8 @@ mod tests {
 
     #[test]
     fn totals_say_what_was_sent_what_came_of_it_and_when_it_was_refused() {
-        let accounts = Account::register(&mut Registry::default(), &["a".to_owned(), "b".to_owned()]);
-        let account = &accounts[0];
+        let families = Families::register(&mut Registry::default());
+        let (account, other) = (families.of("a"), families.of("b"));
         for status in [StatusCode::OK, StatusCode::UNAUTHORIZED, StatusCode::TOO_MANY_REQUESTS, StatusCode::BAD_GATEWAY]
         {
             account.attempt(Class::Poll, Outcome::Answer(status));
@@ -159,6 +173,6 @@ mod tests {
         assert_eq!(totals.outcomes, BTreeMap::from(each));
         assert_eq!(totals.retries, BTreeMap::from([("unsent", 1)]));
         assert_eq!((totals.refused_window, totals.refused_jobs, totals.last_refused_at), (0, 1, Some(1)));
-        assert_eq!(accounts[1].totals().last_refused_at, None);
+        assert_eq!(other.totals().last_refused_at, None);
     }
 }

@@ -6,6 +6,7 @@ use std::time::UNIX_EPOCH;
 
 use crate::config;
 use crate::credits::amount::Amount;
+use crate::proxy::quota::Refused;
 use crate::proxy::rejection::Unreachable;
 use crate::state::redis::Terms;
 
@@ -53,9 +54,9 @@ fn exposed(text: &str) -> BTreeMap<String, Row> {
 
 /// Everything has been counted once.
 fn provoked() -> String {
-    let metrics = Metrics::new(&["main".to_owned()]);
+    let metrics = Metrics::new();
     metrics.finished(None, StatusCode::FORBIDDEN, Some("forbidden_origin"), Duration::ZERO, Duration::ZERO);
-    metrics.upstream_429(0, Refused::Window, UNIX_EPOCH);
+    metrics.account("main").refused(Refused::Window, UNIX_EPOCH);
     metrics.job_ended(End::Succeeded);
     metrics.credits.unpriced("main");
     metrics.credits.set("main", Amount::default(), Some(Amount::default()));
@@ -70,12 +71,15 @@ fn provoked() -> String {
         llm: config::Llm::Shared,
         credits_per_day: None,
     };
-    let account = queue::Account::new("main".into(), &plan, &[(None, 1)], 1, None, Instant::now());
+    let account = queue::Account::new("main".into(), &plan, &[Some((None, 1))], 1, None, Instant::now());
     let jobs = config::Jobs { max_age: second, uncertain: second, result_ttl: second, hold: second, shared: false };
     let terms = Terms::new(&plan, 1, &jobs);
-    account.share(terms, "replica".into(), vec!["local".into()]);
+    account.share(terms, "replica".into(), vec!["local".into()], BTreeMap::new());
     let clients = vec![ClientLevel { name: "local", waiting: 0, jobs_live: 0 }];
-    metrics.render(&[account], &Levels { clients, jobs_uncertain: 0, remembered: (0, 0), held_bytes: 0, ready: true })
+    metrics.render(
+        &[("main".into(), account)],
+        &Levels { clients, jobs_uncertain: 0, remembered: (0, 0), held_bytes: 0, ready: true },
+    )
 }
 
 #[test]

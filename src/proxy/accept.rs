@@ -8,9 +8,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Worker;
+use super::Seat;
 
 pub(crate) use self::serve::{Asked, Terms, serve};
 pub(crate) use self::signals::Refused;
@@ -72,14 +73,14 @@ async fn next(listener: &TcpListener) -> io::Result<std::net::TcpStream> {
 }
 
 /// A worker's life: serves what it is handed until the acceptor is gone and every connection has ended.
-pub(crate) async fn work(worker: Arc<Worker>, mut handed: mpsc::UnboundedReceiver<Accepted>, header_timeout: Duration) {
+pub(crate) async fn work(seat: Arc<Seat>, mut handed: mpsc::UnboundedReceiver<Accepted>) {
     let connections = TaskTracker::new();
     while let Some(Accepted { tcp, place }) = handed.recv().await {
         match TcpStream::from_std(tcp) {
             Ok(tcp) => {
-                let worker = Arc::clone(&worker);
+                let seat = Arc::clone(&seat);
                 connections.spawn(async move {
-                    connection(worker, tcp, header_timeout).await;
+                    connection(seat, tcp).await;
                     drop(place);
                 });
             }
@@ -91,15 +92,23 @@ pub(crate) async fn work(worker: Arc<Worker>, mut handed: mpsc::UnboundedReceive
 }
 
 /// Serves one connection: HTTP/1.1, or HTTP/2 with prior knowledge.
-pub(crate) async fn connection<I>(worker: Arc<Worker>, io: I, header_timeout: Duration)
+pub(crate) async fn connection<I>(seat: Arc<Seat>, io: I)
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (metrics, drain) = (Arc::clone(&worker.app.metrics), worker.app.drain.clone());
-    let terms = Terms { header_timeout, http2: true, keep_alive: true };
+    let app = Arc::clone(&seat.worker().app);
+    let metrics = Arc::clone(&app.metrics);
+    // Before the look at the drain, which waits for those that were there when it began.
+    let before = app.connected.token();
+    let late = app.drain.is_cancelled();
+    // Who comes later is told, and not waited for.
+    let (before, drain) = if late { (None, CancellationToken::new()) } else { (Some(before), app.drain.clone()) };
+    let terms = Terms { header_timeout: app.header_timeout, http2: true, keep_alive: !late };
+    // A connection may outlive many configurations.
+    drop(app);
     metrics.connections.inc();
     serve(io, terms, &drain, move |asked| {
-        let worker = Arc::clone(&worker);
+        let worker = seat.worker();
         async move {
             match asked {
                 Asked::Request(request) => super::serve(worker, request).await,
@@ -108,5 +117,6 @@ where
         }
     })
     .await;
+    drop(before);
     metrics.connections.dec();
 }

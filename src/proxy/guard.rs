@@ -173,6 +173,7 @@ mod tests {
     fn guard() -> Guard {
         let server = config::Server {
             listen: vec![],
+            allow_open: false,
             threads: None,
             allowed_hosts: vec!["proxy.internal".into()],
             allowed_origins: vec!["http://localhost:3000".into()],
@@ -181,6 +182,7 @@ mod tests {
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(30),
+            reload_interval: Duration::ZERO,
             max_connections: std::num::NonZeroUsize::MIN,
         };
         Guard::new(&server, &["192.0.2.7:8787".parse().expect("an address")])

@@ -27,31 +27,40 @@ pub(crate) struct Clients {
     /// of any token.
     by_token: HashMap<[u8; 32], usize>,
     tags: hmac::Key,
+    /// By index. Names that have left the configuration stay, for what they left behind.
     names: Vec<String>,
+    /// Which of them are in the configuration.
+    present: Vec<usize>,
     /// How SDKs of the upstream send a key, beyond the forms that all may use.
     forms: Vec<Auth>,
 }
 
 impl Clients {
-    /// No clients in the configuration: everyone is `local`.
-    pub(crate) fn new(clients: &[config::Client], protocol: &Protocol) -> Self {
+    /// With the index of each; all names by index. No clients in the configuration: everyone is `local`.
+    pub(crate) fn new(
+        clients: &[config::Client],
+        (names, present): (Vec<String>, Vec<usize>),
+        protocol: &Protocol,
+    ) -> Self {
         let mut key = [0; 32];
         // Without the system's randomness TLS would not work either; zeroes are still as good as a plain hash.
         let _ = rand::fill(&mut key);
         let tags = hmac::Key::new(hmac::HMAC_SHA256, &key);
-        let by_token = clients.iter().enumerate();
-        let by_token = by_token.map(|(index, client)| (tag(&tags, client.token.expose()), index)).collect();
-        let mut names: Vec<String> = clients.iter().map(|client| client.name.clone()).collect();
-        if names.is_empty() {
-            names.push("local".into());
+        let by_token = clients.iter().zip(&present);
+        let by_token = by_token.map(|(client, index)| (tag(&tags, client.token.expose()), *index)).collect();
+        Self {
+            by_token,
+            tags,
+            names,
+            present,
+            forms: protocol.auths().filter(|form| !form.is_usual()).cloned().collect(),
         }
-        Self { by_token, tags, names, forms: protocol.auths().filter(|form| !form.is_usual()).cloned().collect() }
     }
 
     /// Index of the client that sent this request.
     pub(crate) fn identify(&self, headers: &HeaderMap, query: Option<&str>) -> Result<usize, Rejection> {
         if self.by_token.is_empty() {
-            return Ok(0);
+            return Ok(self.first());
         }
         let text = |name: &HeaderName| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
         let bearer = text(&header::AUTHORIZATION).filter_map(bearer_token);
@@ -91,6 +100,16 @@ impl Clients {
     /// A client's name in logs and metrics.
     pub(crate) fn name(&self, client: usize) -> &str {
         &self.names[client]
+    }
+
+    /// The first one of the configuration.
+    pub(crate) fn first(&self) -> usize {
+        self.present.first().copied().unwrap_or_default()
+    }
+
+    /// Those that are in the configuration, by index.
+    pub(crate) fn present(&self) -> &[usize] {
+        &self.present
     }
 
     /// All names, by index.
@@ -175,7 +194,8 @@ mod tests {
         };
         let fal = Auth::parse("Authorization: Key {key}").expect("a form");
         let protocol = Protocol { llm_auth: Some(fal), ..crate::protocol::core_today() };
-        Clients::new(&[client("web", "web token"), client("batch", "batch-token")], &protocol)
+        let names = (["web", "batch"].map(str::to_owned).to_vec(), vec![0, 1]);
+        Clients::new(&[client("web", "web token"), client("batch", "batch-token")], names, &protocol)
     }
 
     fn who(pairs: &[(&'static str, &'static str)], query: Option<&str>) -> Result<usize, Rejection> {
@@ -208,7 +228,7 @@ mod tests {
 
     #[test]
     fn without_clients_everyone_is_local() {
-        let nobody = Clients::new(&[], &crate::protocol::core_today());
+        let nobody = Clients::new(&[], (vec!["local".into()], vec![0]), &crate::protocol::core_today());
         assert_eq!(nobody.identify(&HeaderMap::new(), None), Ok(0));
         assert_eq!(nobody.name(0), "local");
     }

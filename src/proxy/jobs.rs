@@ -9,6 +9,7 @@ use std::collections::{BinaryHeap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
@@ -169,8 +170,8 @@ struct Job {
 /// The job table.
 pub(crate) struct Jobs {
     protocol: Arc<Protocol>,
-    settings: config::Jobs,
-    polls: HashMap<String, Duration>,
+    /// What a reload replaces.
+    terms: ArcSwap<Terms>,
     /// Keyed and many: every poll reads it, every create writes it, on all workers.
     table: DashMap<String, Job>,
     models: Models,
@@ -180,11 +181,29 @@ pub(crate) struct Jobs {
     due: Mutex<BinaryHeap<Reverse<(Instant, Due)>>>,
     kick: Notify,
     ledger: Arc<Ledger>,
-    /// By index.
-    queues: Vec<Arc<Account>>,
+    observers: Vec<Observer>,
+}
+
+/// What the configuration says of jobs, and whose they can be.
+pub(crate) struct Terms {
+    pub(crate) settings: config::Jobs,
+    polls: HashMap<String, Duration>,
+    /// By index: the name, for the ledger, and the queue.
+    accounts: Vec<(String, Arc<Account>)>,
     /// Names by index, for the ledger.
     clients: Vec<String>,
-    observers: Vec<Observer>,
+}
+
+impl Terms {
+    pub(crate) fn new(
+        settings: config::Jobs,
+        models: &[config::Model],
+        accounts: Vec<(String, Arc<Account>)>,
+        clients: Vec<String>,
+    ) -> Self {
+        let polls = models.iter().map(|model| (model.name.clone(), model.poll)).collect();
+        Self { settings, polls, accounts, clients }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -209,29 +228,30 @@ pub(crate) struct View {
 }
 
 impl Jobs {
-    pub(crate) fn new(
-        protocol: Arc<Protocol>,
-        settings: config::Jobs,
-        models: &[config::Model],
-        ledger: Arc<Ledger>,
-        queues: Vec<Arc<Account>>,
-        clients: Vec<String>,
-    ) -> Self {
+    pub(crate) fn new(protocol: Arc<Protocol>, terms: Terms, ledger: Arc<Ledger>) -> Self {
         Self {
             protocol,
-            remembered: Mutex::new(Remembered::new(settings.result_ttl)),
-            settings,
-            polls: models.iter().map(|model| (model.name.clone(), model.poll)).collect(),
+            remembered: Mutex::new(Remembered::new(terms.settings.result_ttl)),
             table: DashMap::new(),
-            models: Models::new(queues.len()),
+            models: Models::new(terms.accounts.len()),
+            terms: ArcSwap::from_pointee(terms),
             uncertain: Mutex::default(),
             due: Mutex::default(),
             kick: Notify::new(),
             ledger,
-            queues,
-            clients,
             observers: Vec::new(),
         }
+    }
+
+    /// From now on other terms. Accounts and clients that were known keep their index.
+    pub(crate) fn replan(&self, terms: Terms) {
+        self.lock_remembered().keep_for(terms.settings.result_ttl);
+        self.models.know(terms.accounts.len());
+        self.terms.store(Arc::new(terms));
+    }
+
+    fn queue(&self, account: usize) -> Arc<Account> {
+        Arc::clone(&self.terms.load().accounts[account].1)
     }
 
     /// Tells `observer` of every event from now on.
@@ -245,25 +265,25 @@ impl Jobs {
 
     /// Takes up what an earlier process left. Jobs of accounts or clients that are gone from the configuration go to the first ones.
     pub(crate) fn restore(&self, known: Known) -> Result<(), ledger::Error> {
-        let (now, moment) = (Instant::now(), self.ledger.now());
+        let (now, moment, terms) = (Instant::now(), self.ledger.now(), self.terms.load_full());
         let owner = |origin: &Origin| Owner {
-            account: self.queues.iter().position(|queue| queue.name == origin.account).unwrap_or(0),
-            client: self.clients.iter().position(|name| *name == origin.client).unwrap_or(0),
+            account: terms.accounts.iter().position(|(name, _)| *name == origin.account).unwrap_or(0),
+            client: terms.clients.iter().position(|name| *name == origin.client).unwrap_or(0),
         };
         self.models.restore(self.ledger.learned()?);
         for job in known.live {
             let owner = owner(&job.origin);
             // A clock that was set during a reboot must not end it before it was looked at for a while.
-            let age = job.at.age(&moment).at_most_if_guessed(self.settings.max_age / 2);
+            let age = job.at.age(&moment).at_most_if_guessed(terms.settings.max_age / 2);
             let (started, seen_start) = now.checked_sub(age).map_or((now, false), |started| (started, true));
-            let slot = self.queues[owner.account].adopt(owner.client, &job.id, &job.origin.model);
+            let slot = self.queue(owner.account).adopt(owner.client, &job.id, &job.origin.model);
             let restored = Job::new(owner, job.number, job.origin.model.into(), slot, "unknown".into(), None);
             self.insert(&job.id, Job { started, seen_start, running: started, ..restored });
         }
         for create in known.uncertain {
             let owner = owner(&create.origin);
-            let left = self.settings.uncertain.saturating_sub(create.at.age(&moment).any());
-            let slot = self.queues[owner.account].adopt(owner.client, "", &create.origin.model);
+            let left = terms.settings.uncertain.saturating_sub(create.at.age(&moment).any());
+            let slot = self.queue(owner.account).adopt(owner.client, "", &create.origin.model);
             let model = create.origin.model.into();
             self.keep(create.number, Uncertain { slot, owner, model }, now + left);
         }
@@ -292,9 +312,10 @@ impl Jobs {
     }
 
     fn origin(&self, owner: Owner, model: &str) -> Origin {
+        let terms = self.terms.load();
         Origin {
-            account: self.queues[owner.account].name.clone(),
-            client: self.clients[owner.client].clone(),
+            account: terms.accounts[owner.account].0.clone(),
+            client: terms.clients[owner.client].clone(),
             model: model.to_owned(),
         }
     }
@@ -314,10 +335,10 @@ impl Jobs {
 
     /// Looks after a job whose replica is gone, in the slot that it left; without an id it is a create of unknown outcome.
     pub(crate) fn take_over(&self, account: usize, id: &str, model: &str, client: &str, slot: Slot) {
-        let client = self.clients.iter().position(|name| name == client).unwrap_or(0);
+        let client = self.terms.load().clients.iter().position(|name| name == client).unwrap_or(0);
         let (owner, number) = (Owner { account, client }, self.ledger.number());
         if id.is_empty() {
-            let until = Instant::now() + self.settings.uncertain;
+            let until = Instant::now() + self.terms.load().settings.uncertain;
             return self.keep(number, Uncertain { slot, owner, model: model.into() }, until);
         }
         if let Some(mut job) = self.table.get_mut(id).filter(|job| job.slot.is_some()) {
@@ -350,7 +371,7 @@ impl Jobs {
         if self.table.get(id).is_none_or(|job| job.slot.is_none()) {
             let known = self.table.get(id).map(|job| (job.number, Arc::clone(&job.model)));
             let (number, model) = known.unwrap_or_else(|| (0, "unknown".into()));
-            let slot = self.queues[owner.account].adopt(owner.client, id, &model);
+            let slot = self.queue(owner.account).adopt(owner.client, id, &model);
             let again = Job::new(owner, number, model, slot, "unknown".into(), None);
             self.insert(id, Job { seen_start: false, ..again });
         }
@@ -368,7 +389,7 @@ impl Jobs {
 
     /// True if `client` may know of this job.
     pub(crate) fn visible(&self, owner: Owner, client: usize) -> bool {
-        self.settings.shared || owner.client == client
+        owner.client == client || self.terms.load().settings.shared
     }
 
     /// An answer to a status request that was asked at `asked`, by the proxy itself or a webhook of the upstream.
@@ -443,7 +464,7 @@ impl Jobs {
         // Started past this proxy, or before it knew: the upstream counts it, so we do.
         let Some(status) = status else { return };
         let model = self.protocol.model_in(path).unwrap_or_else(|| "unknown".into());
-        let (slot, number) = (self.queues[owner.account].adopt(owner.client, id, &model), self.ledger.number());
+        let (slot, number) = (self.queue(owner.account).adopt(owner.client, id, &model), self.ledger.number());
         let running = Job::new(owner, number, model.as_str().into(), slot, status, Some(told));
         if self.insert(id, Job { seen_start: false, ..running }) {
             self.ledger.seen(number, id, self.origin(owner, &model));
@@ -529,7 +550,7 @@ impl Jobs {
         };
         self.models.ended(&model, owner.account, id, started, ran, now);
         if let Some(held) = self.models.held(owner.account) {
-            self.queues[owner.account].jobs_take(held);
+            self.queue(owner.account).jobs_take(held);
         }
         let answer = told.as_ref().map(|told| told.body.clone());
         let ended = Ended { id: id.to_owned(), number, end, answer };
@@ -560,7 +581,7 @@ impl Jobs {
 
     fn hold(&self, n: u64, held: Uncertain) {
         self.ledger.uncertain(n);
-        self.keep(n, held, Instant::now() + self.settings.uncertain);
+        self.keep(n, held, Instant::now() + self.terms.load().settings.uncertain);
     }
 
     fn keep(&self, n: u64, held: Uncertain, until: Instant) {
@@ -598,7 +619,7 @@ impl Jobs {
 
     /// How many live, and the oldest of them, at most so many.
     pub(crate) fn oldest(&self, most: usize) -> (usize, Vec<View>) {
-        let now = Instant::now();
+        let (now, terms) = (Instant::now(), self.terms.load_full());
         let mut live = 0;
         // The youngest of those so far is on top, and the first to go.
         let mut oldest = BinaryHeap::new();
@@ -612,14 +633,14 @@ impl Jobs {
             }
         }
         let oldest = oldest.into_sorted_vec().into_iter();
-        (live, oldest.filter_map(|(_, id)| Some(self.view(&*self.table.get(&id)?, id, now))).collect())
+        (live, oldest.filter_map(|(_, id)| Some(Self::view(&terms, &*self.table.get(&id)?, id, now))).collect())
     }
 
-    fn view(&self, job: &Job, id: String, now: Instant) -> View {
+    fn view(terms: &Terms, job: &Job, id: String, now: Instant) -> View {
         View {
             id,
-            account: self.queues[job.owner.account].name.clone(),
-            client: self.clients[job.owner.client].clone(),
+            account: terms.accounts[job.owner.account].0.clone(),
+            client: terms.clients[job.owner.client].clone(),
             model: job.model.to_string(),
             status: job.status.clone(),
             age_secs: (now - job.started).as_secs_f64(),

@@ -1,5 +1,7 @@
 //! The parts that all workers share, each with its own lock where it needs one, and the small decisions that need several of them.
 
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,11 +11,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::config::{self, Llm, RouteAuth};
+use crate::config::{self, Config, Llm, RouteAuth};
 use crate::credits::Credits;
 use crate::ledger::Ledger;
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::protocol::{Create, KeyHeaders, Protocol};
+use crate::reload::Reloads;
 use crate::webhooks::Webhooks;
 
 use super::body::{Bodies, Held, Inbound};
@@ -31,14 +34,31 @@ use super::retry::Budget;
 use super::upstream::breaker::Breaker;
 use super::upstream::target::Target;
 
-/// What all workers share.
+/// What a request lives by: the terms of one configuration, and the parts that outlast it. A reload makes another one; who has begun with
+/// this one ends with it.
 pub(crate) struct App {
+    /// By number. Those that have left the configuration stay, for the jobs that they left behind.
     pub(crate) accounts: Vec<Account>,
-    /// By client: index of its account.
+    /// By client: number of its account.
     pub(crate) account_of: Vec<usize>,
     pub(crate) clients: Clients,
     pub(crate) guard: Guard,
     pub(crate) routes: Vec<config::Route>,
+    pub(crate) retry: config::Retry,
+    pub(crate) max_wait: Duration,
+    pub(crate) hold: Duration,
+    pub(crate) header_timeout: Duration,
+    pub(crate) attempt_timeout: Duration,
+    pub(crate) total_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) drain_timeout: Duration,
+    /// Set when there is a newer one. Relaxed: whoever misses it by a moment is told by a 401 if it matters.
+    superseded: AtomicBool,
+    lasting: Arc<Lasting>,
+}
+
+/// The parts that live as long as the process, each with its own lock where it needs one.
+pub(crate) struct Lasting {
     pub(crate) protocol: Arc<Protocol>,
     pub(crate) target: Target,
     pub(crate) breaker: Arc<Breaker>,
@@ -50,37 +70,73 @@ pub(crate) struct App {
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) idempotency: Idempotency,
     pub(crate) joins: Joins,
-    pub(crate) retry: config::Retry,
-    pub(crate) max_wait: Duration,
-    pub(crate) hold: Duration,
-    pub(crate) attempt_timeout: Duration,
-    pub(crate) total_timeout: Duration,
-    pub(crate) idle_timeout: Duration,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) recent: Arc<Recent>,
     pub(crate) clock: Clock,
+    /// What became of reloads.
+    pub(crate) reloads: Reloads,
     /// Creates under way, waited for by the drain.
     pub(crate) tasks: TaskTracker,
+    /// Connections that came before the drain, waited for by it.
+    pub(crate) connected: TaskTracker,
     /// Cancelled when new work is refused.
     pub(crate) drain: CancellationToken,
     /// Cancelled when those who still wait for their turn are refused too.
     pub(crate) drained: CancellationToken,
 }
 
+impl Deref for App {
+    type Target = Lasting;
+
+    fn deref(&self) -> &Lasting {
+        &self.lasting
+    }
+}
+
 /// One account of the configuration. Those with the same key share a queue.
 pub(crate) struct Account {
     pub(crate) name: String,
+    /// It has left the configuration.
+    pub(crate) gone: bool,
+    /// To be compared, and for nothing else.
+    pub(crate) secret: config::Secret,
     pub(crate) key: KeyHeaders,
     pub(crate) queue: Arc<queue::Account>,
     pub(crate) plan: Arc<config::Plan>,
     pub(crate) rules: config::Rules,
-    budget: Mutex<Budget>,
+    pub(crate) counters: Arc<metrics::accounts::Account>,
+    budget: Arc<Mutex<Budget>>,
 }
 
 impl Account {
-    pub(crate) fn new(account: &config::Account, key: KeyHeaders, queue: Arc<queue::Account>, budget: Budget) -> Self {
+    pub(crate) fn new(
+        account: &config::Account,
+        key: KeyHeaders,
+        queue: Arc<queue::Account>,
+        budget: Arc<Mutex<Budget>>,
+        counters: Arc<metrics::accounts::Account>,
+    ) -> Self {
         let (name, plan, rules) = (account.name.clone(), Arc::clone(&account.plan), account.rules.clone());
-        Self { name, key, queue, plan, rules, budget: Mutex::new(budget) }
+        Self { name, gone: false, secret: account.key.clone(), key, queue, plan, rules, counters, budget }
+    }
+
+    /// The same, no longer in the configuration.
+    pub(crate) fn gone(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            gone: true,
+            secret: self.secret.clone(),
+            key: self.key.clone(),
+            queue: Arc::clone(&self.queue),
+            plan: Arc::clone(&self.plan),
+            rules: self.rules.clone(),
+            counters: Arc::clone(&self.counters),
+            budget: Arc::clone(&self.budget),
+        }
+    }
+
+    pub(crate) fn shared_budget(&self) -> Arc<Mutex<Budget>> {
+        Arc::clone(&self.budget)
     }
 
     pub(crate) fn budget(&self) -> MutexGuard<'_, Budget> {
@@ -89,6 +145,48 @@ impl Account {
 }
 
 impl App {
+    /// The terms of `config` among these parts.
+    pub(crate) fn new(
+        config: &Config,
+        accounts: Vec<Account>,
+        (clients, account_of): (Clients, Vec<usize>),
+        lasting: Arc<Lasting>,
+    ) -> Self {
+        let (server, upstream) = (&config.server, &config.upstream);
+        Self {
+            accounts,
+            account_of,
+            clients,
+            guard: Guard::new(server, &server.listen),
+            routes: config.routes.clone(),
+            retry: config.retry.clone(),
+            max_wait: config.queue.max_wait,
+            hold: config.jobs.hold,
+            header_timeout: server.header_timeout,
+            attempt_timeout: upstream.attempt_timeout,
+            total_timeout: upstream.total_timeout,
+            idle_timeout: upstream.idle_timeout,
+            drain_timeout: server.drain_timeout,
+            superseded: AtomicBool::new(false),
+            lasting,
+        }
+    }
+
+    /// The parts that outlast it.
+    pub(crate) fn lasting(&self) -> Arc<Lasting> {
+        Arc::clone(&self.lasting)
+    }
+
+    /// There is a newer one from now on.
+    pub(crate) fn supersede(&self) {
+        self.superseded.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a reload has made a newer one.
+    pub(crate) fn is_superseded(&self) -> bool {
+        self.superseded.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn account(&self, account: usize) -> &Account {
         &self.accounts[account]
     }

@@ -3,6 +3,7 @@
 //! `Account::turn` hands out a `Permit` for exactly one attempt and, for creates, a `Slot`. Both are given back by drop.
 //! The decisions are `quota`'s and `line`'s; this file holds the lock, the timer and the wake-ups.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -39,8 +40,6 @@ mod broker;
 pub(crate) struct Account {
     /// The name in logs, metrics and the state directory.
     pub(crate) name: String,
-    /// How many may wait.
-    max_waiting: usize,
     /// One short lock for the whole account: a turn needs quota, slot and place in line together. Never held over an await.
     book: Mutex<Book>,
     /// Tells the timer that the next wake-up has moved forward.
@@ -51,6 +50,8 @@ pub(crate) struct Account {
 
 struct Book {
     quota: Quota,
+    /// How many may wait.
+    max_waiting: usize,
     jobs_limit: Option<u32>,
     live: u32,
     /// Until when the upstream's refusal for too many jobs holds, unless a job ends before.
@@ -81,9 +82,41 @@ struct Clients(Vec<ClientBook>);
 
 struct ClientBook {
     share: Share,
+    /// Which share this is: another plan makes another one.
+    made: u16,
     jobs_limit: Option<u32>,
     live: u32,
 }
+
+impl Clients {
+    /// Takes a cell of the client's share, and says which share it is of.
+    fn take(&mut self, client: usize, now: Instant) -> u16 {
+        let client = &self.0[client];
+        client.share.take(now);
+        client.made
+    }
+
+    /// Gives it back, if that share is still there.
+    fn refund(&mut self, client: usize, made: u16) {
+        let client = &self.0[client];
+        if client.made == made {
+            client.share.refund();
+        }
+    }
+}
+
+impl ClientBook {
+    fn new(plan: Option<&config::Plan>, now: Instant) -> Self {
+        Self { share: Share::new(plan, now), made: 0, jobs_limit: jobs_of(plan), live: 0 }
+    }
+}
+
+fn jobs_of(plan: Option<&config::Plan>) -> Option<u32> {
+    plan.and_then(|plan| plan.concurrent_jobs).map(std::num::NonZeroU32::get)
+}
+
+/// What a client may have of an account, and its weight; `None` where it has left the configuration and keeps what it had.
+pub(crate) type Part = Option<(Option<Arc<config::Plan>>, u32)>;
 
 impl Shares for Clients {
     fn rate(&self, client: usize, now: Instant) -> Result<(), Instant> {
@@ -150,7 +183,7 @@ impl Account {
     pub(crate) fn new(
         name: String,
         plan: &config::Plan,
-        clients: &[(Option<Arc<config::Plan>>, u32)],
+        clients: &[Part],
         max_waiting: usize,
         ring: Option<Ring>,
         now: Instant,
@@ -160,17 +193,14 @@ impl Account {
         if let (Some(log), Some(ring)) = (quota.log(), &mut ring) {
             ring.restore(log, now);
         }
-        let weights: Vec<u32> = clients.iter().map(|(_, weight)| *weight).collect();
-        let clients = clients.iter().map(|(plan, _)| ClientBook {
-            share: Share::new(plan.as_deref(), now),
-            jobs_limit: plan.as_ref().and_then(|plan| plan.concurrent_jobs).map(std::num::NonZeroU32::get),
-            live: 0,
-        });
+        let weights: Vec<u32> = clients.iter().map(|part| part.as_ref().map_or(1, |(_, weight)| *weight)).collect();
+        let plan_of = |part: &Part| part.as_ref().and_then(|(plan, _)| plan.clone());
+        let clients = clients.iter().map(|part| ClientBook::new(plan_of(part).as_deref(), now));
         Arc::new(Self {
             name,
-            max_waiting,
             book: Mutex::new(Book {
                 quota,
+                max_waiting,
                 jobs_limit: plan.concurrent_jobs.map(std::num::NonZeroU32::get),
                 live: 0,
                 no_room_until: None,
@@ -187,6 +217,86 @@ impl Account {
             timer: Notify::new(),
             broker: Notify::new(),
         })
+    }
+
+    /// From now on another plan and other clients, with everything that was sent, lives and waits as it is. `key_moves`: the account has
+    /// another key, whose file in the state directory is this one.
+    pub(crate) fn replan(
+        self: &Arc<Self>,
+        plan: &config::Plan,
+        clients: &[Part],
+        max_waiting: usize,
+        key_moves: Option<&Path>,
+        now: Instant,
+    ) {
+        let mut book = self.book();
+        let begins = book.quota.rate().is_none() && plan.requests.is_some();
+        book.quota.replan(plan, now);
+        book.jobs_limit = jobs_of(Some(plan));
+        book.max_waiting = max_waiting;
+        if let (Some(ring), Some(requests)) = (&mut book.ring, &plan.requests) {
+            ring.replan(requests);
+            if begins {
+                ring.fill();
+            }
+        }
+        if let (Some(ring), Some(path)) = (&mut book.ring, key_moves) {
+            ring.follow(path);
+        }
+        drop(book);
+        self.know(clients, now);
+    }
+
+    /// From now on these clients. Whoever waits and now may go, goes.
+    pub(crate) fn know(self: &Arc<Self>, clients: &[Part], now: Instant) {
+        let mut book = self.book();
+        for (client, part) in clients.iter().enumerate() {
+            let plan = part.as_ref().and_then(|(plan, _)| plan.as_deref());
+            match book.clients.0.get_mut(client) {
+                None => book.clients.0.push(ClientBook::new(plan, now)),
+                Some(known) if part.is_some() => {
+                    if known.share.differs(plan) {
+                        known.share = Share::new(plan, now).exhausted(now);
+                        known.made = known.made.wrapping_add(1);
+                    }
+                    known.jobs_limit = jobs_of(plan);
+                }
+                Some(_) => {}
+            }
+        }
+        let weights: Vec<_> = clients.iter().map(|part| part.as_ref().map(|(_, weight)| *weight)).collect();
+        book.line.reweigh(&weights);
+        drop(book);
+        self.pump();
+    }
+
+    /// Keeps what is sent in this file from now on: the account had no rate when it began.
+    pub(crate) fn keep_in(&self, mut ring: Ring, now: Instant) {
+        let mut guard = self.book();
+        let book = &mut *guard;
+        if let (Some(log), None) = (book.quota.log(), &book.ring) {
+            ring.restore(log, now);
+            ring.fill();
+            book.ring = Some(ring);
+        }
+    }
+
+    /// Whether anything of it lives or waits.
+    pub(crate) fn is_busy(&self) -> bool {
+        let book = self.book();
+        book.live > 0 || !book.line.is_empty()
+    }
+
+    /// Whether sent attempts are kept in a file.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.book().ring.is_some()
+    }
+
+    /// Counts the window as full: what was sent with its key before is not known.
+    pub(crate) fn fill(&self, now: Instant) {
+        let mut book = self.book();
+        book.quota.fill(now);
+        book.ring.iter_mut().for_each(Ring::fill);
     }
 
     /// Waits for a turn until the deadline. Dropping the future leaves the line and spends nothing.
@@ -244,7 +354,7 @@ impl Account {
                 _ => NoTurn::Deadline { retry_in: earliest - now },
             });
         }
-        if book.line.len() >= self.max_waiting && ask.again.is_none() {
+        if book.line.len() >= book.max_waiting && ask.again.is_none() {
             return Err(NoTurn::Full { waiting: book.line.len(), retry_in: earliest - now });
         }
         let (sender, receiver) = oneshot::channel();
@@ -289,7 +399,7 @@ impl Account {
         let permit = Permit {
             account: Arc::clone(self),
             client,
-            claim: Claim { probe: false },
+            claim: Claim::default(),
             stage: Stage::Unmetered,
             place: None,
             starts_job: false,
@@ -522,12 +632,14 @@ impl Book {
     }
 
     fn grant(&mut self, need: Need, client: usize, now: Instant) -> Claim {
-        self.clients.0[client].share.take(now);
+        let share = self.clients.take(client, now);
         if need == Need::Slot {
             self.live += 1;
             self.clients.0[client].live += 1;
         }
-        self.quota.reserve(now)
+        let mut claim = self.quota.reserve(now);
+        claim.share = share;
+        claim
     }
 
     fn next(&mut self, now: Instant) -> Option<(Ticket, Need, Claim, Waiter)> {

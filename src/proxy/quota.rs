@@ -90,10 +90,14 @@ pub(crate) struct Places {
 }
 
 /// An attempt's claim: `probe` marks the one that may pass a gate closed by a 429.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[must_use]
 pub(crate) struct Claim {
     pub(crate) probe: bool,
+    /// Which log has its place, as a plan may get or lose its rate meanwhile; 0: none.
+    log: u16,
+    /// Which share of its client has its cell.
+    pub(crate) share: u16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,10 +122,15 @@ pub(crate) struct Quota {
     ceiling: Option<Ceiling>,
     /// Attempts by others on the same key, as the last answer showed them.
     drift: u32,
+    pacing: config::Pacing,
+    /// Logs so far, and the stamps that they gave.
+    logs: u16,
+    stamps: u64,
 }
 
 struct Rate {
     plan: config::Requests,
+    id: u16,
     log: WindowLog,
     auto: bool,
     pace: Option<Pace>,
@@ -131,12 +140,56 @@ impl Quota {
     pub(crate) fn new(plan: &config::Plan, now: Instant) -> Self {
         let rate = plan.requests.map(|requests| Rate {
             plan: requests,
+            id: 1,
             log: WindowLog::new(requests.limit.get(), requests.window, requests.jitter, now),
             auto: plan.pacing == config::Pacing::Auto,
             pace: (plan.pacing == config::Pacing::Paced)
                 .then(|| Pace::new(requests.limit, requests.window, requests.jitter, now)),
         });
-        Self { rate, gate: Gate::Open, ceiling: None, drift: 0 }
+        Self { rate, gate: Gate::Open, ceiling: None, drift: 0, pacing: plan.pacing, logs: 1, stamps: 0 }
+    }
+
+    /// From now on another plan. Nothing that was sent is forgotten; where it is not known, because there was no rate or a shorter window,
+    /// the window counts as full.
+    pub(crate) fn replan(&mut self, plan: &config::Plan, now: Instant) {
+        let paced_before = self.pacing == config::Pacing::Auto && self.paced();
+        let paced = match plan.pacing {
+            config::Pacing::Paced => true,
+            config::Pacing::Auto => paced_before,
+            config::Pacing::Burst => false,
+        };
+        self.pacing = plan.pacing;
+        let Some(requests) = plan.requests else {
+            self.stamps = self.rate.take().map_or(self.stamps, |rate| rate.log.next_stamp());
+            return;
+        };
+        let (limit, window, jitter) = (requests.limit, requests.window, requests.jitter);
+        let auto = plan.pacing == config::Pacing::Auto;
+        let fresh_pace = || {
+            let mut pace = Pace::new(limit, window, jitter, now);
+            pace.exhaust(now + pace::period(limit, window, jitter));
+            pace
+        };
+        if let Some(rate) = &mut self.rate {
+            if rate.plan != requests {
+                rate.log.replan(limit.get(), window, jitter, now);
+                rate.pace = None;
+            }
+            rate.pace = rate.pace.take().filter(|_| paced).or_else(|| paced.then(fresh_pace));
+            (rate.plan, rate.auto) = (requests, auto);
+            return;
+        }
+        self.logs = self.logs.wrapping_add(1).max(1);
+        let mut log = WindowLog::after(self.stamps, limit.get(), window, jitter, now);
+        log.fill(now + window + jitter);
+        self.rate = Some(Rate { plan: requests, id: self.logs, log, auto, pace: paced.then(fresh_pace) });
+    }
+
+    /// Counts the window as full: what was sent with this key is not known.
+    pub(crate) fn fill(&mut self, now: Instant) {
+        if let Some(rate) = &mut self.rate {
+            rate.log.fill(now + rate.plan.window + rate.plan.jitter);
+        }
     }
 
     /// May an attempt leave at `now`?
@@ -178,14 +231,16 @@ impl Quota {
         if let Some(ceiling) = &mut self.ceiling {
             ceiling.left = ceiling.left.saturating_sub(1);
         }
+        let mut log = 0;
         if let Some(rate) = &mut self.rate {
+            log = rate.id;
             rate.log.reserve();
             if let Some(pace) = &rate.pace {
                 // `ready` has just seen a free cell; should rounding disagree, the log still guards.
                 let _ = pace.take(now);
             }
         }
-        Claim { probe }
+        Claim { probe, log, share: 0 }
     }
 
     /// Gives back what `reserve` took: nothing was sent.
@@ -193,7 +248,7 @@ impl Quota {
         if let Some(ceiling) = &mut self.ceiling {
             ceiling.left += 1;
         }
-        if let Some(rate) = &mut self.rate {
+        if let Some(rate) = self.rate.as_mut().filter(|rate| rate.id == claim.log) {
             rate.log.release();
             rate.refund();
         }
@@ -201,15 +256,22 @@ impl Quota {
     }
 
     /// The head of a reserved attempt is being written.
-    pub(crate) fn sent(&mut self, now: Instant) -> Option<Stamp> {
-        self.rate.as_mut().map(|rate| rate.log.sent(now))
+    pub(crate) fn sent(&mut self, claim: &mut Claim, now: Instant) -> Option<Stamp> {
+        let rate = self.rate.as_mut()?;
+        if claim.log != rate.id {
+            // Granted under a plan without this log: it takes its place now.
+            rate.log.reserve();
+            claim.log = rate.id;
+        }
+        Some(rate.log.sent(now))
     }
 
     /// An attempt counted as sent provably never left: its claim is what it was before.
-    pub(crate) fn unsent(&mut self, stamp: Option<Stamp>) {
+    pub(crate) fn unsent(&mut self, claim: &mut Claim, stamp: Option<Stamp>) {
         if let (Some(rate), Some(stamp)) = (&mut self.rate, stamp) {
             rate.log.unsent(stamp);
             rate.log.reserve();
+            claim.log = rate.id;
         }
     }
 
@@ -398,6 +460,19 @@ impl Rate {
 pub(crate) struct Share(Option<(config::Requests, Pace)>);
 
 impl Share {
+    /// Whether a share of this plan would be another one.
+    pub(crate) fn differs(&self, plan: Option<&config::Plan>) -> bool {
+        self.0.as_ref().map(|(requests, _)| *requests) != plan.and_then(|plan| plan.requests)
+    }
+
+    /// Its next cell comes one period from now: what was taken of the share before it is not counted here.
+    pub(crate) fn exhausted(mut self, now: Instant) -> Self {
+        if let Some((requests, pace)) = &mut self.0 {
+            pace.exhaust(now + pace::period(requests.limit, requests.window, Duration::ZERO));
+        }
+        self
+    }
+
     pub(crate) fn new(plan: Option<&config::Plan>, now: Instant) -> Self {
         Self(
             plan.and_then(|plan| plan.requests)
@@ -448,27 +523,31 @@ mod tests {
 
     const W: Duration = Duration::from_secs(60);
 
-    fn quota(pacing: config::Pacing, limit: u32, now: Instant) -> Quota {
-        let requests = config::Requests {
+    fn plan_of(pacing: config::Pacing, limit: Option<u32>) -> config::Plan {
+        let requests = limit.map(|limit| config::Requests {
             limit: NonZeroU32::new(limit).expect("not zero"),
             window: W,
             jitter: Duration::from_millis(1500),
-        };
-        let plan = config::Plan {
+        });
+        config::Plan {
             name: "test".into(),
-            requests: Some(requests),
+            requests,
             concurrent_jobs: None,
             pacing,
             llm: config::Llm::Shared,
             credits_per_day: None,
-        };
-        Quota::new(&plan, now)
+        }
+    }
+
+    fn quota(pacing: config::Pacing, limit: u32, now: Instant) -> Quota {
+        Quota::new(&plan_of(pacing, Some(limit)), now)
     }
 
     fn send(quota: &mut Quota, now: Instant) -> (Claim, Option<Stamp>) {
         quota.ready(now).expect("ready");
-        let claim = quota.reserve(now);
-        (claim, quota.sent(now))
+        let mut claim = quota.reserve(now);
+        let stamp = quota.sent(&mut claim, now);
+        (claim, stamp)
     }
 
     fn remaining(left: u32, reset: u64) -> Feedback {
@@ -577,8 +656,8 @@ mod tests {
         let mut q = quota(config::Pacing::Paced, 60, now);
         let claim = q.reserve(now);
         q.release(claim, now);
-        let (claim, stamp) = send(&mut q, now);
-        q.unsent(stamp);
+        let (mut claim, stamp) = send(&mut q, now);
+        q.unsent(&mut claim, stamp);
         q.release(claim, now);
         assert_eq!(q.view(now).map(|view| (view.remaining, view.reset_in)), Some((2, Duration::ZERO)));
         assert_eq!(q.used(now), Some((0, 60)));
@@ -588,10 +667,48 @@ mod tests {
     fn earliest_counts_grants_that_may_come_back_as_free() {
         let now = Instant::now();
         let mut q = quota(config::Pacing::Auto, 1, now);
-        let claim = q.reserve(now);
+        let mut claim = q.reserve(now);
         assert_eq!(q.earliest(now), now);
-        q.sent(now);
+        q.sent(&mut claim, now);
         assert_eq!(q.earliest(now), now + W);
         q.lost(claim, now);
+    }
+
+    #[test]
+    fn a_plan_that_gets_a_rate_counts_its_first_window_as_full() {
+        let now = Instant::now();
+        let mut q = quota(config::Pacing::Auto, 2, now);
+        let limited = plan_of(config::Pacing::Auto, Some(2));
+        q.replan(&plan_of(config::Pacing::Auto, None), now);
+        let free = q.reserve(now);
+        let (mut sent, stamp) = send(&mut q, now);
+        assert_eq!(stamp, None, "there is no log");
+        q.replan(&limited, now);
+        let open = now + W + Duration::from_millis(1500);
+        assert_eq!(q.ready(now), Err(Wait::Until(open)));
+        // Claims of before give nothing back here, and take a place when they are sent now.
+        q.release(free, now);
+        assert!(q.ready(open).is_ok());
+        let stamp = q.sent(&mut sent, open);
+        assert_eq!(q.used(open), Some((1, 2)));
+        q.unsent(&mut sent, stamp);
+        q.release(sent, open);
+        assert_eq!(q.used(open), Some((0, 2)));
+    }
+
+    #[test]
+    fn another_pacing_takes_effect_and_a_switch_to_pacing_outlives_a_reload() {
+        let now = Instant::now();
+        let mut q = quota(config::Pacing::Auto, 60, now);
+        let (claim, stamp) = send(&mut q, now);
+        assert!(q.answered(claim, stamp, Feedback::default(), Some(Refused::Window), now));
+        q.replan(&plan_of(config::Pacing::Auto, Some(90)), now);
+        assert!(q.paced(), "the upstream has proven stricter");
+        q.replan(&plan_of(config::Pacing::Burst, Some(90)), now);
+        assert!(!q.paced());
+        q.replan(&plan_of(config::Pacing::Paced, Some(90)), now);
+        assert!(q.paced());
+        q.replan(&plan_of(config::Pacing::Auto, Some(90)), now);
+        assert!(!q.paced());
     }
 }

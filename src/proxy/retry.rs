@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::config::RouteAuth;
 use crate::credits::hold::Hold;
 use crate::protocol::Protocol;
 
@@ -114,9 +115,12 @@ impl Sending<'_> {
         let attempt_timeout = app.attempt_timeout(self.call);
         let deadline = begun + app.total_timeout.max(attempt_timeout);
         app.account(self.account).budget().first(begun);
-        let metered = permit.is_metered();
+        let (metered, mut renewed) = (permit.is_metered(), false);
         for attempt in 1.. {
             let result = loop {
+                if app.is_superseded() {
+                    self.take_newest_key();
+                }
                 let until = deadline.min(Instant::now() + attempt_timeout);
                 let result = self.attempt(permit, until, attempt, attempt_timeout).await;
                 // The circuit opened while the call waited for its turn: it was no attempt, and it waits again.
@@ -142,7 +146,7 @@ impl Sending<'_> {
                 ),
                 Err(failed) => (failed.outcome, None),
             };
-            app.metrics.attempt(self.account, self.call.class, outcome);
+            app.account(self.account).counters.attempt(self.call.class, outcome);
             let tried = Tried {
                 attempt,
                 outcome,
@@ -152,11 +156,21 @@ impl Sending<'_> {
                 left: deadline.saturating_duration_since(now),
             };
             let account = app.account(self.account);
+            if !renewed && self.is_key_refused(&result) {
+                renewed = true;
+                // Boxed, as it is rare: every request's future would be larger by it.
+                match Box::pin(self.with_another_key(result, seq, metered, deadline)).await {
+                    Ok(again) => permit = again,
+                    Err(result) => return finish(result, attempt, begun),
+                }
+                account.counters.retry(outcome);
+                continue;
+            }
             let next = app.retry.next(tried, fastrand::f64(), || account.budget().withdraw(now));
             if next == Next::Stop {
                 return finish(result, attempt, begun);
             }
-            app.metrics.retry(self.account, outcome);
+            account.counters.retry(outcome);
             // From here on it is rare, and boxed: every request's future would be larger by it.
             let kept = Box::pin(keep(result)).await;
             let ask = Ask { client: self.client, class: self.call.class, slot: false, again: Some(seq), deadline };
@@ -182,6 +196,49 @@ impl Sending<'_> {
             permit = turn.permit;
         }
         Err(Unanswered { rejection: Rejection::Internal, attempts: 0, upstream: begun.elapsed() })
+    }
+
+    /// A reload may have brought another key while the call waited.
+    fn take_newest_key(&mut self) {
+        if self.call.auth == RouteAuth::Account {
+            let (name, value) = self.worker.reloader.header(self.account, self.call.family);
+            self.head.headers.insert(name, value);
+        }
+    }
+
+    /// The upstream does not know the key that we have put in, and the request can be sent again: a 401 says that nothing was done.
+    fn is_key_refused(&self, result: &Result<Reply, Failed>) -> bool {
+        let refused = matches!(result, Ok(reply) if reply.head.status == StatusCode::UNAUTHORIZED);
+        refused && self.call.auth == RouteAuth::Account && self.held.is_there()
+    }
+
+    /// Puts in a key that has replaced the refused one meanwhile, and waits for another turn. Without either the refusal is passed on.
+    async fn with_another_key(
+        &mut self,
+        result: Result<Reply, Failed>,
+        seq: u64,
+        metered: bool,
+        deadline: Instant,
+    ) -> Result<Permit, Result<Reply, Failed>> {
+        let reloader = &self.worker.reloader;
+        let (name, _) = reloader.header(self.account, self.call.family);
+        let Some(used) = self.head.headers.get(&name) else { return Err(result) };
+        let Some((name, value)) = reloader.renew(self.account, self.call.family, used).await else {
+            return Err(result);
+        };
+        let kept = keep(result).await;
+        self.head.headers.insert(name, value);
+        // The key's own book, should a reload have given it another one.
+        let latest = reloader.latest();
+        let queue = &latest.account(self.account).queue;
+        if !metered {
+            return Ok(queue.unmetered(self.client).permit);
+        }
+        let ask = Ask { client: self.client, class: self.call.class, slot: false, again: Some(seq), deadline };
+        tokio::select! {
+            turn = queue.turn(ask) => turn.map(|turn| turn.permit).map_err(|_| kept),
+            () = gone(self.caller) => Err(kept),
+        }
     }
 
     /// Waits for the circuit to close, then for another turn in the old place.
@@ -319,7 +376,7 @@ impl Sending<'_> {
             if self.call.class == Class::Create && for_jobs { Refused::Jobs } else { Refused::Window }
         });
         if let Some(refused) = refused {
-            app.metrics.upstream_429(self.account, refused, app.clock.wall());
+            account.counters.refused(refused, app.clock.wall());
         }
         if permit.answered(feedback, refused) {
             tracing::warn!(

@@ -9,7 +9,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -29,6 +29,7 @@ const LEASES_A_WINDOW: u32 = 256;
 
 /// The open file of one account.
 pub(crate) struct Ring {
+    path: PathBuf,
     file: File,
     clock: Clock,
     earlier: Earlier,
@@ -72,16 +73,48 @@ impl Ring {
             file.write_all_at(&header, 0)?;
         }
         Ok(Self {
+            path: path.to_owned(),
             file,
             clock,
             earlier,
             next,
             window: requests.window,
             jitter: requests.jitter,
-            chunk: requests.limit.get().div_ceil(LEASES_A_WINDOW),
+            chunk: chunk(requests),
             lease: None,
             failed: false,
         })
+    }
+
+    /// From now on for another plan. A longer window may reach back beyond what the file still has: it says so.
+    pub(crate) fn replan(&mut self, requests: &Requests) {
+        let longer = requests.window > self.window || requests.jitter > self.jitter;
+        if chunk(requests) != self.chunk || requests.window != self.window {
+            self.lease = None;
+        }
+        (self.window, self.jitter, self.chunk) = (requests.window, requests.jitter, chunk(requests));
+        if longer {
+            self.fill();
+        }
+    }
+
+    /// Notes that the window counts as full from now on.
+    pub(crate) fn fill(&mut self) {
+        self.write(nanos(self.clock.boot()), u32::MAX);
+    }
+
+    /// Goes on in another file, with all that this one has. What the upstream may count with the old key, it may count with the new one.
+    pub(crate) fn follow(&mut self, path: &Path) {
+        if path == self.path {
+            return;
+        }
+        let moved = std::fs::copy(&self.path, path).and_then(|_| OpenOptions::new().read(true).write(true).open(path));
+        match moved {
+            Ok(file) => (self.file, self.path) = (file, path.to_owned()),
+            Err(error) => {
+                tracing::error!(%error, "the window log cannot follow its key: a restart may not know what was sent");
+            }
+        }
     }
 
     /// Counts what an earlier process sent.
@@ -133,6 +166,11 @@ impl Ring {
             tracing::error!(%error, "the window log cannot be written: a restart may not know what was sent");
         }
     }
+}
+
+/// Attempts that an entry stands for.
+fn chunk(requests: &Requests) -> u32 {
+    requests.limit.get().div_ceil(LEASES_A_WINDOW)
 }
 
 fn encode(at: u64, count: u32) -> [u8; ENTRY] {
@@ -190,7 +228,6 @@ fn nanos(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU32;
-    use std::path::PathBuf;
 
     use super::*;
 

@@ -82,7 +82,7 @@ async fn receive(app: &App, request: Request<Incoming>) -> Verdict {
         Err(verdict) => return verdict,
     };
     let hooks = &app.webhooks;
-    let genuine = hooks.keys.as_ref().is_some_and(|keys| keys.verify(&head.headers, hooks.clock.wall(), &body));
+    let genuine = hooks.terms.load().verify(&head.headers, hooks.clock.wall(), &body);
     if !genuine {
         hooks.metrics.rejected.inc();
         tracing::debug!("a call at webhooks.listen has no valid signature");

@@ -117,7 +117,7 @@ impl Webhooks {
             .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .header(header::CONNECTION, HeaderValue::from_static("close"))
             .body(Full::new(message.body.clone()))?;
-        if let Some(keys) = &self.keys {
+        if let Some(keys) = &self.terms.load().keys {
             keys.sign(request.headers_mut(), &message.id, self.clock.wall(), &message.body);
         }
         Ok(request)
@@ -125,7 +125,7 @@ impl Webhooks {
 
     /// The addresses that may be connected to: resolved now, and used as they are, so that a name cannot lead elsewhere in between.
     async fn resolve(&self, target: &Target) -> Result<Vec<SocketAddr>, Attempt> {
-        let may_be_private = match target.place(&self.allow) {
+        let may_be_private = match target.place(&self.terms.load().allow) {
             Place::Allowed => true,
             Place::Public => false,
             Place::Local => return Err(Attempt::Hopeless("the target is no longer in webhooks.allow".to_owned())),

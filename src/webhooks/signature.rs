@@ -18,6 +18,7 @@ const TOLERANCE: Duration = Duration::from_secs(300);
 const PREFIX: &str = "whsec_";
 
 /// The secret, ready to sign.
+#[derive(Clone)]
 pub(crate) struct Keys {
     /// The secret's text as it is.
     plain: hmac::Key,

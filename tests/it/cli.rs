@@ -15,14 +15,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, ChildStdout, Command};
 
 /// Nothing that is waited for takes this long unless it never comes.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 const KEY: &str = "cdt_upstream_key_1234567890";
 
 /// A directory of its own for one test, removed at its end.
-struct Scratch(PathBuf);
+pub struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new() -> Self {
+    pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("sluicegate-cli-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
@@ -30,12 +30,12 @@ impl Scratch {
         Self(path)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 
     /// The program in this directory, with an environment of its own.
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sluicegate"));
         command
             .args(arguments)
@@ -52,7 +52,7 @@ impl Scratch {
     }
 
     /// The same, before a mock, on a free port.
-    fn proxy(&self, mock: &Mock, arguments: &[&str]) -> Command {
+    pub fn proxy(&self, mock: &Mock, arguments: &[&str]) -> Command {
         let mut command = self.command(arguments);
         command
             .env("CORE_API_KEY", KEY)
@@ -87,20 +87,20 @@ async fn ended(command: &mut Command) -> Ended {
 }
 
 /// A run that goes on.
-struct Running {
-    child: Child,
+pub struct Running {
+    pub child: Child,
     out: Lines<BufReader<ChildStdout>>,
 }
 
 impl Running {
-    fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command) -> Self {
         let mut child = command.spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap()).lines();
         Self { child, out }
     }
 
     /// Waits for the line that begins like this and returns the rest of it.
-    async fn line(&mut self, beginning: &str) -> String {
+    pub async fn line(&mut self, beginning: &str) -> String {
         let wait = async {
             while let Some(line) = self.out.next_line().await.unwrap() {
                 if let Some(rest) = line.strip_prefix(beginning) {
@@ -117,32 +117,32 @@ impl Running {
     }
 
     /// Waits for the ready line and returns where it listens.
-    async fn ready(&mut self) -> SocketAddr {
+    pub async fn ready(&mut self) -> SocketAddr {
         self.line("sluicegate ready on http://").await.parse().unwrap()
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id().unwrap()).unwrap()).unwrap();
         kill_process(pid, signal).unwrap();
     }
 
-    async fn exit_code(&mut self) -> Option<i32> {
+    pub async fn exit_code(&mut self) -> Option<i32> {
         tokio::time::timeout(PATIENCE, self.child.wait()).await.expect("ends").unwrap().code()
     }
 
-    async fn stderr(&mut self) -> String {
+    pub async fn stderr(&mut self) -> String {
         let mut text = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut text).await.unwrap();
         text
     }
 }
 
-async fn mock(options: Options) -> Mock {
+pub async fn mock(options: Options) -> Mock {
     Mock::start(options, (Ipv4Addr::LOCALHOST, 0).into()).await.unwrap()
 }
 
 /// One request over a connection of its own; the whole answer as text.
-async fn send(to: SocketAddr, request: &str) -> String {
+pub async fn send(to: SocketAddr, request: &str) -> String {
     let (head, body) = request.split_once("\n\n").unwrap_or((request, ""));
     let head = head.replace('\n', "\r\n");
     let length = body.len();

@@ -72,6 +72,11 @@ mod cancel;
 mod protocols;
 
 mod redis;
+mod reload;
+
+mod drain;
+
+mod systemd;
 
 mod restart;
 

@@ -19,7 +19,6 @@ use crate::state::State;
 
 use super::answer::{self, Answer};
 use super::finding::Finding;
-use super::machine;
 use super::reach::{self, Reached};
 
 /// A job that nobody has: asking about it creates nothing and costs no credits.
@@ -133,7 +132,7 @@ fn unaskable(account: &Account) -> Finding {
 
 /// Writes the attempt where a proxy finds it that starts later. Nothing is made that was not there.
 fn book(config: &Config, account: &Account) -> Booked {
-    let (Some(path), Some(requests)) = (machine::kept_in(&config.state), &account.plan.requests) else {
+    let (Some(path), Some(requests)) = (config.state.path(), &account.plan.requests) else {
         return Booked::No;
     };
     if !path.is_dir() {

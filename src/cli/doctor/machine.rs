@@ -10,7 +10,7 @@ use http::Method;
 use tokio::net::TcpListener;
 
 use crate::cli::{base_url, client};
-use crate::config::{self, Config, State as Kept};
+use crate::config::{self, Config};
 use crate::state::State;
 
 use super::finding::Finding;
@@ -82,7 +82,7 @@ async fn is_ours(address: SocketAddr) -> bool {
 
 /// Whether the state directory can be used. `running`: the one who has it is known.
 pub(super) fn state(config: &Config, running: bool) -> Vec<Finding> {
-    let Some(path) = kept_in(&config.state) else {
+    let Some(path) = config.state.path() else {
         let said = "kept in memory: a restart forgets what was sent and which jobs are live";
         return vec![Finding::ok("state", said)];
     };
@@ -113,14 +113,6 @@ pub(super) fn state(config: &Config, running: bool) -> Vec<Finding> {
     }];
     findings.extend(ledger(&path.join("ledger.sqlite")));
     findings
-}
-
-/// Where the state lies, if any is kept.
-pub(super) fn kept_in(state: &Kept) -> Option<&Path> {
-    match state {
-        Kept::Memory => None,
-        Kept::Local(path) => Some(path),
-    }
 }
 
 /// The directories that would have to be made, innermost first.
@@ -162,7 +154,7 @@ pub(super) fn permissions(config: &Config, file: Option<&Path>) -> Vec<Finding> 
         );
         findings.push(Finding::warn("permissions", said, format!("chmod go-w {}", directory.display())));
     }
-    if let Some(path) = kept_in(&config.state)
+    if let Some(path) = config.state.path()
         && let Ok(meta) = std::fs::metadata(path)
         && meta.mode() & 0o077 != 0
     {

@@ -7,7 +7,7 @@ use super::Context;
 use crate::config::document::Value;
 use crate::config::reader::{Complaint, Section, text};
 use crate::config::report::quoted;
-use crate::config::source::{Found, Source};
+use crate::config::source::{Found, Source, Spring};
 use crate::config::{Account, Client, Plan, Rules, Secret, suggest};
 
 /// What the three keys come to.
@@ -139,6 +139,7 @@ fn account(draft: Draft<'_>, context: &mut Context<'_>) -> Option<Account> {
         plan: draft.plan?,
         key: found.secret,
         key_origin: found.origin,
+        spring: Spring::new(draft.source.as_ref()?, &context.env, context.surroundings.directory),
         rules: draft.rules,
     })
 }
@@ -149,7 +150,11 @@ pub(super) fn resolve(
     key: &str,
     context: &mut Context<'_>,
 ) -> Option<Found> {
-    match source?.resolve(&context.surroundings) {
+    let source = source?;
+    if let Some(file) = source.file(context.surroundings.directory) {
+        context.watch.look_at(file);
+    }
+    match source.resolve(&context.surroundings) {
         Ok(found) => {
             context.warnings.extend(found.warning.clone());
             Some(found)

@@ -21,6 +21,7 @@ pub(super) fn server(root: &Section<'_>, context: &mut Context<'_>) -> Server {
     let max_body_bytes = section.size("max_body", 64 * MIB, 1..=TIB);
     Server {
         listen: listen(root, &section, context),
+        allow_open: section.flag("allow_open"),
         threads: NonZeroUsize::new(whole(section.count("threads", 0, 0..=1024))),
         allowed_hosts: section.list("allowed_hosts", |value| address::host(text(value)?)).unwrap_or_default(),
         allowed_origins: section.list("allowed_origins", |value| address::origin(text(value)?)).unwrap_or_default(),
@@ -29,9 +30,19 @@ pub(super) fn server(root: &Section<'_>, context: &mut Context<'_>) -> Server {
         header_timeout: section.duration("header_timeout", SECOND * 10, TIMEOUT),
         body_timeout: section.duration("body_timeout", SECOND * 30, TIMEOUT),
         drain_timeout: section.duration("drain_timeout", SECOND * 30, Duration::ZERO..=*TIMEOUT.end()),
+        reload_interval: reload_interval(&section),
         max_connections: NonZeroUsize::new(whole(section.count("max_connections", 10_000, 1..=1_000_000)))
             .unwrap_or(NonZeroUsize::MIN),
     }
+}
+
+/// Zero, or what a disk is not troubled by.
+fn reload_interval(section: &Section<'_>) -> Duration {
+    let interval = section.duration("reload_interval", SECOND * 2, Duration::ZERO..=SECOND * 3600);
+    if !interval.is_zero() && interval < Duration::from_millis(100) {
+        section.complain("reload_interval", Complaint::new("must be 0s (only on SIGHUP) or at least 100ms"));
+    }
+    interval
 }
 
 fn listen(root: &Section<'_>, section: &Section<'_>, context: &mut Context<'_>) -> Vec<SocketAddr> {

@@ -25,6 +25,8 @@ use super::streams::{Given, Streams};
 
 /// An idle connection is kept for so long after its last answer.
 const IDLE: Duration = Duration::from_secs(75);
+/// A connection that has just been made when the drain begins has so long to ask, and to be told.
+const BEGINNING: Duration = Duration::from_millis(200);
 /// hyper's buffers of an HTTP/1 connection: room for a head, and the most that waits for a client that reads slowly.
 const BUFFER_BYTES: usize = MAX_HEAD_BYTES * 2;
 /// Streams of one HTTP/2 connection at a time.
@@ -71,6 +73,10 @@ where
     let mut gate = Gate::new(io, Arc::clone(&signals), terms.header_timeout);
     let mut http2 = false;
     if terms.http2 {
+        let begun = async {
+            drain.cancelled().await;
+            tokio::time::sleep(BEGINNING).await;
+        };
         http2 = tokio::select! {
             biased;
             spoken = tokio::time::timeout(terms.header_timeout, gate.speaks_http2()) => match spoken {
@@ -79,7 +85,7 @@ where
                 // What has come may be a piece of a head.
                 Err(_) => gate.chosen(),
             },
-            () = drain.cancelled() => return,
+            () = begun => return,
         };
     }
     let told = Arc::clone(&signals);

@@ -27,8 +27,9 @@ impl Jobs {
     /// next look where nothing is known.
     pub(crate) fn expected_ends(&self, account: usize) -> Vec<Duration> {
         let now = Instant::now();
-        let queue = &self.queues[account];
-        let of_account = |owner: usize| Arc::ptr_eq(&self.queues[owner], queue);
+        let terms = self.terms.load_full();
+        let queue = &terms.accounts[account].1;
+        let of_account = |owner: usize| Arc::ptr_eq(&terms.accounts[owner].1, queue);
         let live = self.table.iter().filter(|job| job.slot.is_some() && of_account(job.owner.account));
         // The table's locks first, then the models': `learned` must not be asked under them.
         let live: Vec<_> = live.map(|job| (Arc::clone(&job.model), job.started, job.due)).collect();

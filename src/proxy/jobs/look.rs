@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::Request;
 use tokio::time::Instant;
 
-use crate::proxy::Worker;
+use crate::proxy::Seat;
 use crate::proxy::body::{Held, Place};
 use crate::proxy::classify::Call;
 use crate::proxy::queue::Ask;
@@ -21,11 +21,12 @@ use super::schedule::Look;
 const LOOK_WAITS: Duration = Duration::from_secs(60);
 
 /// The proxy's own looks at jobs, sent like any poll of the job's client.
-pub(crate) struct Looker(pub(crate) Arc<Worker>);
+pub(crate) struct Looker(pub(crate) Arc<Seat>);
 
 impl Look for Looker {
     async fn look(&self, id: String, owner: Owner) -> bool {
-        let app = &self.0.app;
+        let worker = self.0.worker();
+        let app = &worker.app;
         let (mut head, ()) = Request::new(()).into_parts();
         let Some((method, path)) = app.jobs.status_request(&id) else { return true };
         let Ok(uri) = path.parse() else { return true };
@@ -38,7 +39,7 @@ impl Look for Looker {
         let again = Some(queue.place());
         let ask = Ask { client, class: call.class, slot: false, again, deadline: Instant::now() + LOOK_WAITS };
         let turn = async {
-            self.0.upstream.reachable(false, ask.deadline).await.ok()?;
+            worker.upstream.reachable(false, ask.deadline).await.ok()?;
             queue.turn(ask).await.ok()
         };
         let turn = tokio::select! {
@@ -50,7 +51,7 @@ impl Look for Looker {
         let Some(turn) = turn else { return false };
         let body = Held::Whole(Bytes::new(), Place::default());
         let mut sending = Sending {
-            worker: &self.0,
+            worker: &worker,
             call: &call,
             account,
             client,

@@ -66,6 +66,11 @@ impl Models {
         Self(Mutex::new(Known { models: HashMap::new(), held_secs: vec![None; accounts] }))
     }
 
+    /// There are so many accounts now; never fewer than before.
+    pub(crate) fn know(&self, accounts: usize) {
+        self.lock().held_secs.resize(accounts, None);
+    }
+
     /// A job lives.
     pub(crate) fn started(&self, model: &Arc<str>, at: Instant, id: &str) {
         let mut known = self.lock();

@@ -23,6 +23,11 @@ impl Remembered {
         Self { ttl, jobs: VecDeque::new(), bytes: 0 }
     }
 
+    /// How long those are remembered that end from now on.
+    pub(crate) fn keep_for(&mut self, ttl: Duration) {
+        self.ttl = ttl;
+    }
+
     /// Adds a job with the size of its answer. Returns the ids to forget, and when to come back if this is the only one.
     pub(crate) fn add(&mut self, id: &str, size: usize, now: Instant) -> (Vec<String>, Option<Instant>) {
         let until = now + self.ttl;

@@ -91,7 +91,7 @@ impl Jobs {
         }
         (job.looking, job.entry) = (true, None);
         job.vain = job.vain.saturating_add(1);
-        let (owner, last) = (job.owner, now >= job.started + self.settings.max_age);
+        let (owner, last) = (job.owner, now >= job.started + self.terms.load().settings.max_age);
         drop(job);
         let (looking, look) = (Looking { jobs: Arc::clone(self), id }, Arc::clone(look));
         tasks.spawn(async move {
@@ -148,7 +148,7 @@ impl Jobs {
             .iter()
             .map(|(_, job)| match of_account {
                 Some((account, price)) if account == job.account => price,
-                _ => of_account.insert((job.account, plan::price(self.queues[job.account].usage()))).1,
+                _ => of_account.insert((job.account, plan::price(self.queue(job.account).usage()))).1,
             })
             .collect();
         let dues: Vec<(Instant, bool)> = self.models.with(model, |times, oldest, live| {
@@ -159,7 +159,7 @@ impl Jobs {
                 // A job restored without an answer is looked at now: somebody may ask.
                 let at = if job.never_told { now } else { job.started + age };
                 let closest = if job.looks > 0 { poll / CLOSEST } else { Duration::ZERO };
-                (at.min(job.started + self.settings.max_age).max(now + closest.max(pause)), probe)
+                (at.min(job.started + self.terms.load().settings.max_age).max(now + closest.max(pause)), probe)
             });
             decided.collect()
         });
@@ -194,7 +194,8 @@ impl Jobs {
     /// `models.NAME.poll`, where the configuration names the model.
     pub(crate) fn configured_poll(&self, model: &str) -> Option<Duration> {
         let short = model.rsplit('/').next().unwrap_or_default();
-        self.polls.get(model).or_else(|| self.polls.get(short)).copied()
+        let polls = &self.terms.load().polls;
+        polls.get(model).or_else(|| polls.get(short)).copied()
     }
 }
 

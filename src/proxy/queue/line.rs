@@ -109,19 +109,8 @@ pub(crate) trait Shares {
 impl<T> Line<T> {
     /// A line for clients with these weights (at least 1; large ones are scaled down to `MOST_TURNS` in a row).
     pub(crate) fn new(weights: &[u32]) -> Self {
-        let largest = weights.iter().copied().max().unwrap_or(1).max(MOST_TURNS);
-        let lanes = weights.iter().map(|weight| {
-            let weight = u64::from(*weight) * u64::from(MOST_TURNS) / u64::from(largest);
-            let weight = u32::try_from(weight).unwrap_or(MOST_TURNS).max(1);
-            Lane {
-                waiting: Default::default(),
-                passed: [0; 4],
-                weight,
-                credit: weight,
-                place: Place::Idle,
-                noted: false,
-            }
-        });
+        let largest = weights.iter().copied().max().unwrap_or(1);
+        let lanes = weights.iter().map(|weight| Lane::new(scaled(*weight, largest)));
         Self {
             lanes: lanes.collect(),
             ring: VecDeque::new(),
@@ -130,6 +119,27 @@ impl<T> Line<T> {
             len: 0,
             for_slots: 0,
             next_seq: 0,
+        }
+    }
+
+    /// Other weights, by client: `None` keeps a client's own; those beyond the last known client are new ones'. Whoever waits for a limit
+    /// is asked anew, as that may have changed too.
+    pub(crate) fn reweigh(&mut self, weights: &[Option<u32>]) {
+        let largest = weights.iter().flatten().copied().max().unwrap_or(1);
+        for (client, weight) in weights.iter().enumerate() {
+            let weight = weight.map(|weight| scaled(weight, largest));
+            match self.lanes.get_mut(client) {
+                Some(lane) => {
+                    lane.weight = weight.unwrap_or(lane.weight);
+                    lane.credit = lane.credit.min(lane.weight);
+                }
+                None => self.lanes.push(Lane::new(weight.unwrap_or(1))),
+            }
+        }
+        for client in 0..self.lanes.len() {
+            if matches!(self.lanes[client].place, Place::Rate(_) | Place::Slot | Place::OwnSlot) {
+                self.revive(client);
+            }
         }
     }
 
@@ -288,7 +298,17 @@ impl<T> Line<T> {
     }
 }
 
+/// Turns in a row of a client with this weight, where `largest` is the largest.
+fn scaled(weight: u32, largest: u32) -> u32 {
+    let turns = u64::from(weight) * u64::from(MOST_TURNS) / u64::from(largest.max(MOST_TURNS));
+    u32::try_from(turns).unwrap_or(MOST_TURNS).max(1)
+}
+
 impl<T> Lane<T> {
+    fn new(weight: u32) -> Self {
+        Self { waiting: Default::default(), passed: [0; 4], weight, credit: weight, place: Place::Idle, noted: false }
+    }
+
     /// The class whose first waiter goes next; classes in order, but none is passed over more than `MOST_TURNS` times.
     fn pick(&mut self, jobs: Jobs, own_slot: bool) -> Option<Class> {
         let ready = self.can_go(jobs, own_slot);

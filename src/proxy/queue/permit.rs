@@ -57,7 +57,7 @@ impl Permit {
         let now = Instant::now();
         let mut stamp = None;
         self.account.change(|book| {
-            stamp = book.quota.sent(now);
+            stamp = book.quota.sent(&mut self.claim, now);
             book.attempts += 1;
             if let Some(shared) = &mut book.shared {
                 shared.sent(self.place, now);
@@ -73,7 +73,7 @@ impl Permit {
     pub(crate) fn unsent(&mut self) {
         if let Stage::Sent(stamp) = self.stage {
             let mut book = self.account.book();
-            book.quota.unsent(stamp);
+            book.quota.unsent(&mut self.claim, stamp);
             book.attempts -= 1;
             if let Some(shared) = &mut book.shared {
                 shared.unsent(self.place);
@@ -119,7 +119,7 @@ impl Drop for Permit {
         match self.stage {
             Stage::Reserved => self.account.change(|book| {
                 book.quota.release(self.claim, now);
-                book.clients.0[self.client].share.refund();
+                book.clients.refund(self.client, self.claim.share);
                 if let Some(shared) = &mut book.shared {
                     shared.given_back(self.place, now);
                 }

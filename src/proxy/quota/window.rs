@@ -63,6 +63,42 @@ impl WindowLog {
         }
     }
 
+    /// An empty log that knows none of the stamps that `earlier` gave.
+    pub(crate) fn after(earlier: u64, limit: u32, window: Duration, jitter: Duration, now: Instant) -> Self {
+        Self { front: earlier, ..Self::new(limit, window, jitter, now) }
+    }
+
+    /// The number of the next stamp.
+    pub(crate) fn next_stamp(&self) -> u64 {
+        self.front + self.in_flight.len() as u64
+    }
+
+    /// From now on for another plan. What is in the log leaves it no earlier than under either plan, and what a shorter window has
+    /// forgotten already counts as a full window for as long as the longer one would remember it.
+    pub(crate) fn replan(&mut self, limit: u32, window: Duration, jitter: Duration, now: Instant) {
+        self.advance(now);
+        let longer = window.saturating_sub(self.window) + jitter.saturating_sub(self.jitter);
+        let changed = (window, jitter) != (self.window, self.jitter);
+        let held = self.window.max(window) + self.jitter.max(jitter);
+        (self.limit, self.window, self.jitter) = (limit, window, jitter);
+        self.slice = if limit > EXACT_UP_TO { window / SLICES } else { Duration::ZERO };
+        if !changed {
+            return;
+        }
+        for (at, _) in &mut self.leaving {
+            *at += longer;
+        }
+        self.front = self.next_stamp();
+        for flight in std::mem::take(&mut self.in_flight).into_iter().filter(|flight| flight.open) {
+            self.leave(flight.sent + held);
+        }
+        self.open = 0;
+        if !longer.is_zero() {
+            let forgotten = self.free(now);
+            self.occupy(now + longer, forgotten);
+        }
+    }
+
     /// Places free at `now`.
     pub(crate) fn free(&mut self, now: Instant) -> u32 {
         self.advance(now);
@@ -383,6 +419,86 @@ mod tests {
         assert!(log.leaving.len() <= 4, "{} entries", log.leaving.len());
         assert_eq!(log.free(now + W - Duration::from_nanos(1)), 0);
         assert_eq!(log.free(now + W + W), 60_000);
+    }
+
+    proptest! {
+        /// Whatever the plans and whenever they change: no window holds more than the larger of two plans, nor more than the new one
+        /// allows once its own window has passed.
+        #[test]
+        fn another_plan_forgets_nothing(
+            before in 1_u32..20, after in 1_u32..20, windows in (1_u64..90, 1_u64..90), jitters in (1_u64..3_000, 1_u64..3_000),
+            steps in prop::collection::vec((0_u64..4_000, 0_u64..3_000, prop::bool::ANY), 1..120), at in 0_usize..120,
+        ) {
+            let origin = Instant::now();
+            let (w1, w2) = (Duration::from_secs(windows.0), Duration::from_secs(windows.1));
+            let (j1, j2) = (Duration::from_millis(jitters.0), Duration::from_millis(jitters.1));
+            let mut log = WindowLog::new(before, w1, j1, origin);
+            let (mut now, mut jitter, mut counted, mut changed_at) = (origin, j1, Vec::new(), None);
+            for (index, (pause, late, answered)) in steps.into_iter().enumerate() {
+                now += Duration::from_millis(pause);
+                if index == at {
+                    log.replan(after, w2, j2, now);
+                    (jitter, changed_at) = (j2, Some(now));
+                }
+                if log.free(now) == 0 {
+                    continue;
+                }
+                log.reserve();
+                let stamp = log.sent(now);
+                let counts = now + Duration::from_millis(late).min(jitter);
+                counted.push(counts);
+                if answered {
+                    log.answered(stamp, counts);
+                }
+            }
+            counted.sort();
+            let most_in = |window: Duration, from: Instant| {
+                let later = counted.iter().filter(|at| **at >= from);
+                later.map(|end| counted.iter().filter(|at| **at <= *end && *end - **at < window).count()).max().unwrap_or(0)
+            };
+            let Some(changed_at) = changed_at else {
+                prop_assert!(most_in(w1, origin) <= before as usize);
+                return Ok(());
+            };
+            // From the change on, the new plan holds for every window that ends after it, as far as the old one left room.
+            prop_assert!(most_in(w2.min(w1), changed_at) <= before.max(after) as usize);
+            prop_assert!(most_in(w2, changed_at + w2.max(w1) + j2.max(j1)) <= after as usize);
+            if after >= before {
+                prop_assert!(most_in(w2, changed_at + j1) <= after as usize || w2 > w1);
+            }
+            prop_assert_eq!(log.free(now + (w1 + w2 + j1 + j2) * 2), if at < 120 && changed_at >= origin { after } else { before });
+        }
+    }
+
+    #[test]
+    fn a_longer_window_counts_what_the_shorter_one_forgot_as_a_full_one() {
+        let now = Instant::now();
+        let mut log = WindowLog::new(5, W, J, now);
+        log.replan(5, W * 2, J, now);
+        assert_eq!((log.free(now), log.free(now + W)), (0, 5));
+        log.replan(3, W, J, now + W);
+        assert_eq!(log.free(now + W), 3, "a shorter one starts with what is known");
+    }
+
+    #[test]
+    fn a_smaller_limit_holds_at_once_and_a_stamp_of_before_is_no_longer_known() {
+        let now = Instant::now();
+        let mut log = WindowLog::new(4, W, J, now);
+        for _ in 0..3 {
+            log.reserve();
+            let stamp = log.sent(now);
+            log.answered(stamp, now);
+        }
+        log.replan(2, W, J, now);
+        assert_eq!((log.free(now), log.next_free(now)), (0, Some(now + W)));
+        let mut log = WindowLog::new(2, W, J, now);
+        log.reserve();
+        let before = log.sent(now);
+        log.replan(2, W, J * 2, now);
+        log.reserve();
+        let _ = log.sent(now);
+        log.unsent(before);
+        assert_eq!(log.free(now), 0, "it frees nothing any more");
     }
 
     #[test]

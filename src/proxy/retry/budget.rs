@@ -29,6 +29,11 @@ impl Budget {
         Self { share, floor, slices: [Slice::default(); SLICES], origin: now }
     }
 
+    /// Another share and floor; what was counted stays.
+    pub(crate) fn replan(&mut self, share: f64, floor: u32) {
+        (self.share, self.floor) = (share, floor);
+    }
+
     /// A call's first attempt.
     pub(crate) fn first(&mut self, now: Instant) {
         self.slice(now).first += 1;

@@ -25,7 +25,7 @@ pub(crate) struct Breaker {
     changed: Notify,
     waiting: AtomicUsize,
     /// As many may wait as in a queue.
-    most: usize,
+    most: AtomicUsize,
     metrics: Metrics,
 }
 
@@ -37,9 +37,14 @@ impl Breaker {
             calm: AtomicBool::new(true),
             changed: Notify::new(),
             waiting: AtomicUsize::new(0),
-            most,
+            most: AtomicUsize::new(most),
             metrics,
         }
+    }
+
+    /// From now on at most `most` calls wait.
+    pub(crate) fn allow(&self, most: usize) {
+        self.most.store(most, Ordering::Relaxed);
     }
 
     /// Connections are tried.
@@ -80,7 +85,7 @@ impl Breaker {
     pub(crate) fn place(&self) -> Result<Place<'_>, Rejection> {
         let place = Place(self);
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
-        if before < self.most {
+        if before < self.most.load(Ordering::Relaxed) {
             Ok(place)
         } else {
             Err(Rejection::QueueFull { waiting: before, retry_in: FIRST_PAUSE })

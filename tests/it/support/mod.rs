@@ -20,6 +20,8 @@ pub mod recorder;
 
 pub mod upstream;
 
+pub mod vault;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

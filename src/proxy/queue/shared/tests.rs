@@ -333,7 +333,7 @@ impl World {
             let need = if create { Need::Slot } else { Need::Nothing };
             let ticket = Ticket { client: 0, class: Class::Other, seq: 0 };
             let waiter = Waiter { sender: oneshot::channel().0, deadline: now };
-            replica.shared.ask(ticket, need, Claim { probe: false }, waiter);
+            replica.shared.ask(ticket, need, Claim::default(), waiter);
         }
     }
 
