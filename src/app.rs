@@ -142,7 +142,7 @@ impl Proxy {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        receive::connection(io, self.app())
+        receive::connection(io, Arc::clone(&self.reloader))
     }
 
     /// The terms that are in force.

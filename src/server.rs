@@ -115,7 +115,6 @@ impl Server {
             acceptors.spawn(accept::accept(listener, Arc::clone(&places), workers_of.clone()));
         }
         let mut ports = JoinSet::new();
-        let app = proxy.app();
         let reloader = &proxy.reloader;
         if let Some(listener) = admin {
             let guard = Guard::new(&config.server, &[listener.local_addr()?]);
@@ -127,7 +126,7 @@ impl Server {
         }
         let webhooks_address = webhooks.as_ref().map(TcpListener::local_addr).transpose()?;
         if let Some(listener) = webhooks {
-            ports.spawn(receive::serve(listener, app));
+            ports.spawn(receive::serve(listener, Arc::clone(&proxy.reloader)));
         }
         let (admin, webhooks) = (admin_address, webhooks_address);
         Ok(Self { proxy, listen, admin, webhooks, acceptors, ports, workers, stop, inherited: in_place.data })

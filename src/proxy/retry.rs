@@ -223,9 +223,8 @@ impl Sending<'_> {
         let reloader = &self.worker.reloader;
         let (name, _) = reloader.header(self.account, self.call.family);
         let Some(used) = self.head.headers.get(&name) else { return Err(result) };
-        let Some((name, value)) = reloader.renew(self.account, self.call.family, used).await else {
-            return Err(result);
-        };
+        let other = tokio::time::timeout_at(deadline, reloader.renew(self.account, self.call.family, used)).await;
+        let Ok(Some((name, value))) = other else { return Err(result) };
         let kept = keep(result).await;
         self.head.headers.insert(name, value);
         // The key's own book, should a reload have given it another one.

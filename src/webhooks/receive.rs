@@ -19,6 +19,7 @@ use crate::protocol::Family;
 use crate::proxy::App;
 use crate::proxy::accept::{self, Asked, Terms};
 use crate::proxy::jobs::Told;
+use crate::reload::Reloader;
 
 /// Longest call.
 const LONGEST: usize = 1 << 20;
@@ -31,7 +32,7 @@ const TERMS: Terms = Terms { header_timeout: PATIENCE, http2: false, keep_alive:
 const CONNECTIONS: usize = 256;
 
 /// Serves until aborted.
-pub(crate) async fn serve(listener: TcpListener, app: Arc<App>) {
+pub(crate) async fn serve(listener: TcpListener, reloader: Arc<Reloader>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -44,9 +45,9 @@ pub(crate) async fn serve(listener: TcpListener, app: Arc<App>) {
         };
         match accepted {
             Ok((tcp, _)) => {
-                let app = Arc::clone(&app);
+                let reloader = Arc::clone(&reloader);
                 connections.spawn(async move {
-                    connection(tcp, app).await;
+                    connection(tcp, reloader).await;
                     drop(place);
                 });
             }
@@ -56,9 +57,9 @@ pub(crate) async fn serve(listener: TcpListener, app: Arc<App>) {
 }
 
 /// Serves one connection.
-pub(crate) async fn connection(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: Arc<App>) {
+pub(crate) async fn connection(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, reloader: Arc<Reloader>) {
     accept::serve(io, TERMS, &CancellationToken::new(), move |asked| {
-        let app = Arc::clone(&app);
+        let app = reloader.latest();
         async move {
             match asked {
                 Asked::Request(request) => answer(receive(&app, request).await),

@@ -148,3 +148,30 @@ async fn sigterm_under_load_loses_nothing() {
     assert!(all.draining > 0, "{all:?}");
     assert_eq!(stats.streams_aborted, 0);
 }
+
+/// Started in a terminal that is then closed, it ends as by Ctrl-C. Without a terminal the same signal reads the configuration again.
+#[tokio::test]
+async fn a_closed_terminal_ends_it() {
+    const SCRIPT: &str = "
+import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+said = b''
+while b'sluicegate ready' not in said:
+    said += os.read(terminal, 4096)
+os.close(terminal)
+print('ended', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+";
+    let scratch = Scratch::new();
+    let upstream = mock(unlimited()).await;
+    let proxy = scratch.proxy(&upstream, &["run"]);
+    let proxy = proxy.as_std();
+    let mut python = tokio::process::Command::new("python3");
+    python.args(["-c", SCRIPT]).arg(proxy.get_program()).args(proxy.get_args()).env_clear();
+    python.envs(proxy.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    python.current_dir(proxy.get_current_dir().expect("set")).stdout(std::process::Stdio::piped());
+    python.stderr(std::process::Stdio::piped()).kill_on_drop(true);
+    let mut python = Running::start(&mut python);
+    assert_eq!(python.line("ended ").await, "0", "{}", python.stderr().await);
+}

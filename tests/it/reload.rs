@@ -221,6 +221,22 @@ async fn credits_that_were_used_stay_used() {
     assert_eq!(gate.send(create()).await.code(), "credits_exhausted");
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_has_begun_ends_by_the_terms_of_the_beginning() {
+    let plan = "requests_per_minute = 1";
+    let mut gate = Gate::new(plan, WEB);
+    let as_web = || get("/v1/echo").with("sluicegate-token", "web-token");
+    assert_eq!(gate.send(as_web()).await.status, 200);
+    let waits = tokio::spawn(gate.send(as_web()));
+    while gate.waiting() == 0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    gate.reload(plan, &format!("{BATCH}[queue]\nmax_wait = \"0s\"")).await.expect("taken");
+    let at_once = gate.send(get("/v1/echo").with("sluicegate-token", "batch-token")).await;
+    assert_eq!(at_once.code(), "rate_limited", "the new terms do not wait");
+    assert_eq!(waits.await.expect("answered").status, 200, "who is gone meanwhile is answered all the same");
+}
+
 // ---- Who and whose ----------------------------------------------------------------------------------------------------
 
 const WEB: &str = "[[clients]]\nname = \"web\"\ntoken = { env = \"WEB_TOKEN\" }\n";
@@ -311,6 +327,30 @@ async fn of_two_accounts_that_no_longer_share_a_key_one_begins_with_a_full_windo
     assert!(begun.elapsed() < WINDOW / 2, "a goes on with the book");
     assert_eq!(gate.send(call("b")).await.status, 200);
     assert!(begun.elapsed() >= WINDOW, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn books_follow_keys_that_are_swapped() {
+    let scratch = Scratch::new();
+    write(&scratch.0.join("a-key"), NEW);
+    write(&scratch.0.join("b-key"), "cdt_third");
+    let vault = Vault::new(&[OLD, NEW, "cdt_third"], WINDOW, Duration::ZERO);
+    let two = accounts(&[("a", "a-key"), ("b", "b-key")]);
+    let mut gate = Gate::at("requests_per_minute = 3", &two, vault, scratch);
+    let call = |name: &str| get("/v1/echo").with("sluicegate-token", &format!("token-{name}"));
+    for _ in 0..3 {
+        assert_eq!(gate.send(call("a")).await.status, 200);
+    }
+    write(&gate.path("a-key"), "cdt_third");
+    write(&gate.path("b-key"), NEW);
+    gate.reloading.reload().await.expect("taken");
+    let begun = Instant::now();
+    for _ in 0..3 {
+        assert_eq!(gate.send(call("a")).await.status, 200);
+    }
+    assert!(begun.elapsed() < WINDOW / 2, "its key had sent nothing");
+    assert_eq!(gate.send(call("b")).await.status, 200);
+    assert!(begun.elapsed() >= WINDOW / 2, "its key had used up its window");
 }
 
 // ---- Refusals ---------------------------------------------------------------------------------------------------------
@@ -545,6 +585,21 @@ async fn a_new_key_goes_on_in_the_old_one_s_window_also_across_a_kill() {
     gate.statuses(1).await;
     assert!(begun.elapsed() >= WINDOW, "{:?}", begun.elapsed());
     assert_eq!(gate.vault.seen().most_in_window, 10);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_that_was_made_longer_is_kept_across_a_kill() {
+    let state = "[state]\npath = \"state\"";
+    let mut gate = Gate::new("requests = 10\nper = \"1s\"", state);
+    gate.statuses(30).await;
+    let begun = Instant::now();
+    let longer = "requests = 10\nper = \"1m\"";
+    gate.reload(longer, state).await.expect("taken");
+    let Gate { proxy, vault, scratch, .. } = gate;
+    drop(proxy);
+    let gate = Gate::at(longer, state, vault, scratch);
+    gate.statuses(1).await;
+    assert!(begun.elapsed() >= Duration::from_secs(50), "{:?}", begun.elapsed());
 }
 
 /// A call of the upstream, signed with this secret, for a job that nobody waits for: 404 where the signature counts.

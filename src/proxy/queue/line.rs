@@ -506,4 +506,29 @@ mod tests {
             prop_assert!(served + left <= steps.len());
         }
     }
+
+    #[test]
+    fn who_waited_for_a_limit_is_asked_anew_when_it_may_have_changed() {
+        struct Of(Option<Instant>, bool);
+        impl Shares for Of {
+            fn rate(&self, _: usize, now: Instant) -> Result<(), Instant> {
+                self.0.filter(|at| *at > now).map_or(Ok(()), Err)
+            }
+            fn slot(&self, _: usize) -> bool {
+                self.1
+            }
+        }
+        let now = Instant::now();
+        let ticket = |client, class, seq| Ticket { client, class, seq };
+        let mut line = Line::new(&[1]);
+        line.join(ticket(0, Class::Other, 1), Need::Nothing, ());
+        assert!(line.next(now, ALL_FREE, &Of(Some(now + Duration::from_secs(9)), true)).is_none());
+        line.reweigh(&[Some(1), Some(3)]);
+        assert!(line.next(now, ALL_FREE, &Of(None, true)).is_some(), "its rate was raised");
+        line.join(ticket(1, Class::Create, 2), Need::Slot, ());
+        assert!(line.next(now, ALL_FREE, &Of(None, false)).is_none());
+        line.reweigh(&[None, Some(3)]);
+        assert!(line.next(now, ALL_FREE, &Of(None, true)).is_some(), "its jobs were");
+        assert!(line.is_empty());
+    }
 }
