@@ -136,11 +136,8 @@ async fn jobs_of_all_replicas_together_stay_within_the_plan() {
 #[tokio::test]
 async fn a_refusal_storm_makes_no_call() {
     let redis = Redis::start().await;
-    let fleet = Fleet::new(
-        Options { window: Duration::from_secs(20), ..Options::default() },
-        "requests = 20\nper = \"20s\"",
-        2,
-    );
+    let fleet =
+        Fleet::new(Options { window: Duration::from_secs(8), ..Options::default() }, "requests = 20\nper = \"8s\"", 2);
     // Its hold is a window long: the first call of a fresh store is that of nobody.
     let site = Arc::new(fleet.replica(&redis.url()));
     wait_for(&site, "up and free", |shared| shared["state"] == "up" && !shared["waits_for"].is_string()).await;
@@ -154,7 +151,7 @@ async fn a_refusal_storm_makes_no_call() {
     for _ in 0..500 {
         let refused = site.send(now()).await;
         assert_eq!(refused.code(), "rate_limited");
-        assert!(refused.number("retry-after") >= 10, "{refused:?}");
+        assert!(refused.number("retry-after") >= 3, "{refused:?}");
     }
     let (calls, beats) = (redis.calls().await, begun.elapsed().as_millis() / 416 + 2);
     assert!(u128::from(calls) <= beats, "{calls} calls, {beats} of them to show that it lives");

@@ -84,7 +84,7 @@ impl Drop for Server {
 enum Way {
     Open,
     /// Answers are lost.
-    OneWay,
+    Questions,
     Cut,
 }
 
@@ -428,7 +428,7 @@ impl World {
                 "cut off"
             }
             7 => {
-                self.replicas[n].way = Way::OneWay;
+                self.replicas[n].way = Way::Questions;
                 "cut off one way"
             }
             _ => {
