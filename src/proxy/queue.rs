@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::config;
@@ -46,6 +46,8 @@ pub(crate) struct Account {
     timer: Notify,
     /// Tells the broker that the store has to hear of something; nobody listens where nothing is shared.
     broker: Notify,
+    /// How many jobs' names the store has.
+    told: watch::Sender<u64>,
 }
 
 struct Book {
@@ -216,6 +218,7 @@ impl Account {
             }),
             timer: Notify::new(),
             broker: Notify::new(),
+            told: watch::Sender::new(0),
         })
     }
 
@@ -311,7 +314,15 @@ impl Account {
             return Ok(turn);
         }
         let now = Instant::now();
-        Err(NoTurn::Deadline { retry_in: self.book().earliest(ask.client, now).saturating_duration_since(now) })
+        let mut book = self.book();
+        let retry_in = book.earliest(ask.client, now).saturating_duration_since(now);
+        let live = book.live_in_all();
+        Err(match book.jobs_limit {
+            // It had no patience, and was only waiting for the store's answer.
+            Some(limit) if until > ask.deadline && ask.slot && live >= limit => NoTurn::NoSlot { live, limit },
+            _ if until > ask.deadline && !retry_in.is_zero() => NoTurn::TooLate { retry_in },
+            _ => NoTurn::Deadline { retry_in },
+        })
     }
 
     /// A place in the order of arrival, taken beforehand.
@@ -334,15 +345,19 @@ impl Account {
             book.hurried_until = book.hurried_until.max(ask.deadline).max(now + Duration::from_nanos(1));
         }
         let free = book.line.is_empty() && book.free_for(need, ask.client, now);
-        // A store has to be asked, and who would be refused at once waits for its answer.
-        let asks = book.shared.as_ref().filter(|shared| shared.asks()).map(|shared| shared.patience());
+        // A store has to be asked: who would be refused at once waits for its answer, and for that to the call before.
+        let shared = book.shared.as_ref().filter(|shared| shared.asks());
+        let asks = shared.map(|shared| (shared.patience(), shared.is_busy()));
         if free && asks.is_none() {
             let claim = book.grant(need, ask.client, now);
             let own = book.shared.as_ref().map(|shared| (shared.own_place(now), None));
             drop(guard);
             return Ok(Entered::Served(self.make_turn(ticket, need, claim, own)));
         }
-        let until = asks.filter(|_| free).map_or(ask.deadline, |patience| ask.deadline.max(now + patience));
+        let until = match asks {
+            Some((patience, busy)) if free || busy => ask.deadline.max(now + patience),
+            _ => ask.deadline,
+        };
         let earliest = book.earliest(ask.client, now);
         if earliest > ask.deadline.max(now) {
             return Err(NoTurn::TooLate { retry_in: earliest - now });

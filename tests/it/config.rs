@@ -560,7 +560,7 @@ fn every_key_is_documented() {
 
 #[test]
 fn examples_in_the_documentation_are_valid() {
-    for (name, least) in [("configuration", 1), ("protocols", 3), ("webhooks", 2)] {
+    for (name, least) in [("configuration", 1), ("protocols", 3), ("webhooks", 2), ("scale-out", 2)] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs").join(name).with_extension("md");
         let doc = fs::read_to_string(path).unwrap();
         let examples: Vec<String> = doc

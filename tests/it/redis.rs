@@ -24,8 +24,8 @@ mod program;
 /// The same with one process alone.
 mod both;
 
-/// 60 a minute, in fast motion.
-const RATE: &str = "requests = 60\nper = \"2s\"";
+/// 60 a minute, in fast motion; J is what a busy machine may need between our write and the upstream's count.
+const RATE: &str = "requests = 60\nper = \"2s\"\njitter = \"300ms\"";
 const W: Duration = Duration::from_secs(2);
 /// Jobs alone.
 const JOBS: &str = "concurrent_jobs = 5\nrequests = 2000\nper = \"2s\"";
@@ -136,11 +136,8 @@ async fn jobs_of_all_replicas_together_stay_within_the_plan() {
 #[tokio::test]
 async fn a_refusal_storm_makes_no_call() {
     let redis = Redis::start().await;
-    let fleet = Fleet::new(
-        Options { window: Duration::from_secs(20), ..Options::default() },
-        "requests = 20\nper = \"20s\"",
-        2,
-    );
+    let fleet =
+        Fleet::new(Options { window: Duration::from_secs(8), ..Options::default() }, "requests = 20\nper = \"8s\"", 2);
     // Its hold is a window long: the first call of a fresh store is that of nobody.
     let site = Arc::new(fleet.replica(&redis.url()));
     wait_for(&site, "up and free", |shared| shared["state"] == "up" && !shared["waits_for"].is_string()).await;
@@ -154,7 +151,7 @@ async fn a_refusal_storm_makes_no_call() {
     for _ in 0..500 {
         let refused = site.send(now()).await;
         assert_eq!(refused.code(), "rate_limited");
-        assert!(refused.number("retry-after") >= 10, "{refused:?}");
+        assert!(refused.number("retry-after") >= 3, "{refused:?}");
     }
     let (calls, beats) = (redis.calls().await, begun.elapsed().as_millis() / 416 + 2);
     assert!(u128::from(calls) <= beats, "{calls} calls, {beats} of them to show that it lives");
@@ -176,7 +173,7 @@ async fn killed_and_restarted_empty_the_store_counts_as_full() {
     let asked = fleet.mock.requests();
     let last = asked.last().expect("some").at;
     assert!(last > until - W, "they go on after the hold");
-    // The hold is G + J + W = 3.1 s, and what remains of the 16 s is 10 s.
+    // The hold is G + J + W = 3.3 s, and what remains of the 16 s is 10 s.
     assert!(asked.len() >= 60 * 5, "{}", asked.len());
 }
 
@@ -192,8 +189,8 @@ async fn while_the_store_is_gone_each_sends_its_share() {
     let gone = Instant::now();
     joined(all).await;
     kept(&fleet);
-    // Lease, timeout, G, J and W: 1.5 + 0.5 + 1 + 0.1 + 2 s. Then floor(60/8) each, 56 together.
-    let hold = Duration::from_millis(5_100);
+    // Lease, timeout, G, J and W: 1.5 + 0.5 + 1 + 0.3 + 2 s. Then floor(60/8) each, 56 together.
+    let hold = Duration::from_millis(5_300);
     let asked = fleet.mock.requests();
     let at = |from: Duration, to: Duration| {
         asked.iter().filter(|seen| seen.at >= gone + from && seen.at < gone + to).count()

@@ -8,7 +8,7 @@ use super::accounts::{resolve, trusted};
 use crate::config::reader::{Complaint, Section, text};
 use crate::config::report::Place;
 use crate::config::source::Source;
-use crate::config::{Account, Client, Redis, State, Webhooks};
+use crate::config::{Account, Client, Jobs, Redis, State, Webhooks};
 use crate::state::redis;
 
 /// The store counts every attempt by itself.
@@ -82,7 +82,13 @@ fn elsewhere(url: &str, section: &Section<'_>, password: bool, context: &mut Con
 }
 
 /// What replicas would each spend for themselves: better refused than exceeded.
-pub(super) fn refuse_unshared(root: &Section<'_>, accounts: &[Account], clients: &[Client], webhooks: &Webhooks) {
+pub(super) fn refuse_unshared(
+    root: &Section<'_>,
+    accounts: &[Account],
+    clients: &[Client],
+    jobs: &Jobs,
+    webhooks: &Webhooks,
+) {
     let plans = root.named("plans");
     for account in accounts {
         let Some((_, plan)) = plans.iter().find(|(name, _)| *name == account.plan.name) else { continue };
@@ -108,6 +114,12 @@ pub(super) fn refuse_unshared(root: &Section<'_>, accounts: &[Account], clients:
                 Complaint::new("limits the client in each replica alone, and its replicas share the account");
             section.complain("plan", complaint.help("remove it, or use state.store = \"local\" with one process"));
         }
+    }
+    if clients.len() > 1 && !jobs.shared {
+        let complaint =
+            Complaint::new("are several, and a replica knows whose job it is only of jobs that it created itself");
+        let help = "set jobs.shared = true, so that every client may see every job, or use state.store = \"local\" with one process";
+        root.complain("clients", complaint.help(help));
     }
     if webhooks.inbound.is_some() {
         let complaint =

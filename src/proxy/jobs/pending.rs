@@ -102,6 +102,7 @@ impl Pending {
         if let Err(error) = kept.await {
             tracing::debug!(job = id, %error, "after a crash this job would count as a create of unknown outcome");
         }
+        self.jobs.queue(self.owner.account).jobs_are_told().await;
         (Charge::Accepted, Some(id))
     }
 }

@@ -93,6 +93,21 @@ impl Account {
         }
     }
 
+    /// Ready when the store knows the jobs of all slots, or does not answer: then another replica would hold such a job's slot for
+    /// `jobs.uncertain` if this one were gone. At once where nothing is shared.
+    pub(crate) async fn jobs_are_told(&self) {
+        let asked = self
+            .book()
+            .shared
+            .as_ref()
+            .filter(|shared| shared.asks())
+            .map(|shared| (shared.names().0, shared.patience()));
+        let Some((wanted, patience)) = asked else { return };
+        let mut told = self.told.subscribe();
+        // Either way the caller goes on.
+        drop(tokio::time::timeout(patience, told.wait_for(|named| *named >= wanted)).await);
+    }
+
     /// Keeps the names of the others, for a process that comes after this one.
     fn remember(&self, file: &Path) {
         let changed = self.book().shared.as_mut().and_then(|shared| shared.changed_others());
@@ -121,6 +136,7 @@ impl Account {
             Ok(reply) => shared.heard(&reply, sent, now),
             Err(_) => shared.failed(now),
         };
+        self.told.send_replace(shared.names().1);
         for asking in outcome.back.drain(..) {
             book.put_back((asking.ticket, asking.need, asking.claim, asking.waiter), now);
         }

@@ -129,6 +129,7 @@ pub(crate) struct Told {
 }
 
 /// See the module.
+#[expect(clippy::struct_excessive_bools, reason = "each is one thing that the next call has to say")]
 pub(crate) struct Shared {
     terms: Terms,
     lines: Lines,
@@ -152,6 +153,10 @@ pub(crate) struct Shared {
     asking: VecDeque<Asking>,
     in_call: Vec<Asking>,
     reports: Reports,
+    /// Jobs' names that were noted, those on the way, those that the store has.
+    noted: u64,
+    naming: u64,
+    named: u64,
     /// A place was given back that others may wait for.
     hurry: bool,
     on_the_way: Reports,
@@ -199,6 +204,9 @@ impl Shared {
             asking: VecDeque::new(),
             in_call: Vec::new(),
             reports: Reports::default(),
+            noted: 0,
+            naming: 0,
+            named: 0,
             hurry: false,
             on_the_way: Reports::default(),
             flights: BTreeMap::new(),
@@ -248,6 +256,11 @@ impl Shared {
 
     fn asked(&self) -> u32 {
         u32::try_from(self.asking.len() + self.in_call.len()).unwrap_or(u32::MAX)
+    }
+
+    /// A call is under way or about to be, and what it brings is not known.
+    pub(super) fn is_busy(&self) -> bool {
+        self.asked() > 0
     }
 
     /// A place of our own share, which is asked of nobody.
@@ -360,7 +373,13 @@ impl Shared {
         model.clone_into(&mut held.entry.model);
         if !held.foreign {
             self.reports.slots.insert(slot);
+            self.noted += 1;
         }
+    }
+
+    /// How many jobs' names were noted, and how many of these the store has.
+    pub(super) fn names(&self) -> (u64, u64) {
+        (self.noted, self.named)
     }
 
     pub(super) fn free_slot(&mut self, slot: u64) {
@@ -405,6 +424,7 @@ impl Shared {
             more: false,
             adopt: None,
         };
+        self.naming = self.noted;
         if self.must_join {
             // What is sent from here on without a place is not part of what is told now.
             (self.must_join, self.joining) = (false, true);
@@ -501,7 +521,7 @@ impl Shared {
         let stepped = self.has_stepped(reply, sent, now);
         self.stepped = stepped;
         self.on_the_way = Reports::default();
-        (self.ack, self.last_good) = (self.seq, sent);
+        (self.ack, self.last_good, self.named) = (self.seq, sent, self.naming);
         for held in self.slots.values_mut().filter(|held| reply.lost.contains(&held.entry.slot)) {
             held.foreign = true;
         }

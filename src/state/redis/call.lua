@@ -110,6 +110,12 @@ local function remove_places(life)
     end
 end
 
+-- Given up by its replica, and come through all the same: what it says has been overtaken.
+if me and me.life == q.life and q.seq <= me.seq then
+    r.refused = 'late'
+    return finish()
+end
+
 if q.op == 'leave' then
     if me and me.life == q.life then
         redis.call('HDEL', members, q.id)

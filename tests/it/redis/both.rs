@@ -46,6 +46,7 @@ macro_rules! on_both_stores {
 on_both_stores! {
     the_burst_goes_at_once_and_the_next_waits_a_window
     without_patience_it_is_refused_at_once
+    those_who_come_together_are_not_refused_for_each_other
     a_third_job_waits_until_one_ends
     a_refused_create_gives_its_slot_back
     a_429_keeps_everyone_waiting
@@ -80,6 +81,17 @@ async fn without_patience_it_is_refused_at_once(site: &Site) {
     assert!((1..=3).contains(&refused.number("retry-after")), "{refused:?}");
     assert!(begun.elapsed() < Duration::from_millis(500));
     assert_eq!(site.mock.stats().attempts, 10);
+}
+
+async fn those_who_come_together_are_not_refused_for_each_other(site: &Site) {
+    let all: Vec<_> = (0..12).map(|_| site.spawn(now())).collect();
+    let mut codes = Vec::new();
+    for one in all {
+        codes.push(one.await.expect("no panic").code());
+    }
+    codes.sort();
+    assert_eq!(codes[..10], [const { String::new() }; 10], "{codes:?}");
+    assert_eq!(codes[10..], ["rate_limited", "rate_limited"]);
 }
 
 async fn a_third_job_waits_until_one_ends(site: &Site) {

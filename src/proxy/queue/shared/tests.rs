@@ -84,7 +84,7 @@ impl Drop for Server {
 enum Way {
     Open,
     /// Answers are lost.
-    OneWay,
+    Questions,
     Cut,
 }
 
@@ -131,6 +131,8 @@ struct World {
     server_time: Duration,
     server: Server,
     replicas: Vec<Replica>,
+    /// Calls that were given up and still arrive, when the way is open again.
+    late: Vec<(usize, Instant, Request)>,
     /// When the upstream counted.
     counted: Vec<Instant>,
     /// Jobs: their names, slots and ends.
@@ -188,6 +190,7 @@ impl World {
             server_time: Duration::from_secs(1_764_000_000),
             server: Server::start(),
             replicas: (0..replicas).map(replica).collect(),
+            late: Vec::new(),
             counted: Vec::new(),
             jobs: Vec::new(),
             most_jobs: 0,
@@ -203,6 +206,14 @@ impl World {
         self.now += TICK;
         self.server_time += TICK;
         let now = self.now;
+        let (replicas, server, time) = (&self.replicas, &mut self.server, self.server_time);
+        self.late.retain(|(n, at, request)| {
+            let arrives = *at <= now && replicas[*n].way != Way::Cut;
+            if arrives {
+                server.call(request, time);
+            }
+            !arrives
+        });
         for n in 0..self.replicas.len() {
             if self.replicas[n].dead_until.is_some_and(|until| now < until) {
                 continue;
@@ -237,7 +248,10 @@ impl World {
             replica.call = None;
             replica.shared.heard(&answer, sent, now)
         } else if now >= call.sent + replica.shared.patience() {
-            // What was not carried out by then never is: the connection is closed.
+            // The connection is closed, but what was written may arrive all the same.
+            if let Some(request) = call.request.take() {
+                self.late.push((n, now + Duration::from_millis(self.rng.u64(0..=600)), request));
+            }
             replica.call = None;
             replica.shared.failed(now)
         } else {
@@ -428,7 +442,7 @@ impl World {
                 "cut off"
             }
             7 => {
-                self.replicas[n].way = Way::OneWay;
+                self.replicas[n].way = Way::Questions;
                 "cut off one way"
             }
             _ => {
