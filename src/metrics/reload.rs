@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
 /// Clones count together.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ impl Metrics {
         let (successful, at) = (Gauge::default(), Gauge::default());
         registry.register("config_last_reload_successful", "1 unless the last reload was refused", successful.clone());
         let help = "When the configuration that runs was read";
-        registry.register("config_last_reload_success_timestamp_seconds", help, at.clone());
+        registry.register_with_unit("config_last_reload_success_timestamp", help, Unit::Seconds, at.clone());
         successful.set(1);
         let [taken, refused] = ["taken", "refused"].map(|result| reloads.get_or_create_owned(&[("result", result)]));
         Self { taken, refused, renewed, successful, at }

@@ -431,7 +431,7 @@ impl Account {
         granted: Option<(Place, Option<u64>)>,
     ) -> Turn {
         let starts_job = ticket.class == Class::Create;
-        let (place, shared) = granted.map_or((None, None), |(place, slot)| (Some(place), slot));
+        let (place, shared) = granted.map_or((None, None), |(place, slot)| (Some(Box::new(place)), slot));
         let (account, client, stage) = (Arc::clone(self), ticket.client, Stage::Reserved);
         let permit = Permit { account, client, claim, stage, place, starts_job };
         let slot = (need == Need::Slot).then(|| Slot { account: Arc::clone(self), client, shared });

@@ -32,8 +32,8 @@ pub(crate) struct Permit {
     pub(super) client: usize,
     pub(super) claim: Claim,
     pub(super) stage: Stage,
-    /// The store has granted it.
-    pub(super) place: Option<Place>,
+    /// The store has granted it. Boxed: requests live long, and few have one.
+    pub(super) place: Option<Box<Place>>,
     /// It is a create's.
     pub(super) starts_job: bool,
 }
@@ -46,7 +46,7 @@ impl Permit {
 
     /// It was granted too long ago to be sent: give it back.
     pub(crate) fn is_stale(&self) -> bool {
-        self.place.is_some_and(|place| place.good_until <= Instant::now())
+        self.place.as_ref().is_some_and(|place| place.good_until <= Instant::now())
     }
 
     /// The head is being written.
@@ -60,7 +60,7 @@ impl Permit {
             stamp = book.quota.sent(&mut self.claim, now);
             book.attempts += 1;
             if let Some(shared) = &mut book.shared {
-                shared.sent(self.place, now);
+                shared.sent(self.place.as_deref().copied(), now);
             }
             if let Some(ring) = &mut book.ring {
                 ring.record(now);
@@ -76,7 +76,7 @@ impl Permit {
             book.quota.unsent(&mut self.claim, stamp);
             book.attempts -= 1;
             if let Some(shared) = &mut book.shared {
-                shared.unsent(self.place);
+                shared.unsent(self.place.as_deref().copied());
             }
             self.stage = Stage::Reserved;
         }
@@ -92,7 +92,7 @@ impl Permit {
         self.account.change(|book| {
             switched = book.quota.answered(self.claim, stamp, feedback, refused, now);
             if let Some(shared) = &mut book.shared {
-                shared.answered(self.place, now);
+                shared.answered(self.place.as_deref().copied(), now);
                 if let (Some(Refused::Window), Some(until)) = (refused, book.quota.closed_until()) {
                     shared.close(until, switched);
                 }
@@ -121,7 +121,7 @@ impl Drop for Permit {
                 book.quota.release(self.claim, now);
                 book.clients.refund(self.client, self.claim.share);
                 if let Some(shared) = &mut book.shared {
-                    shared.given_back(self.place, now);
+                    shared.given_back(self.place.as_deref().copied(), now);
                 }
             }),
             Stage::Sent(_) => self.account.change(|book| book.quota.lost(self.claim, now)),
