@@ -48,8 +48,13 @@ async fn run_script(name: &str, script: &str) -> String {
     let tools = tool("kubectl", &[]).await.as_std().get_program().to_owned();
     let tools = Path::new(&tools).parent().expect("a directory").display().to_string();
     let ours = Path::new(env!("CARGO_BIN_EXE_sluicegate")).parent().expect("a directory").display().to_string();
-    let mut command = place.command("unshare", &["--net", "--pid", "--fork", "--kill-child", "--mount-proc", "bash"]);
+    let mut command = place.command("unshare", &["--net", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+    if !rustix::process::geteuid().is_root() {
+        // Whoever may not make a network of their own may where they are root of nothing else.
+        command.arg("--map-root-user");
+    }
     command
+        .arg("bash")
         .arg(script)
         .env("PATH", format!("{ours}:{tools}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"))
         .env("KUBECONFIG", "/dev/null")

@@ -156,6 +156,9 @@ fn advice(error: &io::Error) -> &'static str {
         Some(rustls::Error::InvalidCertificate(Wrong::NotValidForName | Wrong::NotValidForNameContext { .. })) => {
             "the certificate is for another name: see upstream.url"
         }
+        Some(rustls::Error::InvalidCertificate(_)) => {
+            "it is not a certificate that a server may show: whoever runs the upstream has to mend it"
+        }
         _ => "is it HTTPS that is served on this port? See upstream.url",
     }
 }
@@ -197,4 +200,19 @@ async fn exchange(reached: Reached, request: Request<Empty<Bytes>>) -> Result<He
     };
     let (head, _) = response.map_err(text)?.into_parts();
     Ok((head.status, head.headers))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{CertificateError, Error};
+
+    use super::*;
+
+    #[test]
+    fn a_bad_certificate_is_not_taken_for_a_port_without_tls() {
+        let advice = |error| advice(&io::Error::new(io::ErrorKind::InvalidData, error));
+        assert!(advice(Error::InvalidCertificate(CertificateError::NotValidYet)).contains("clock"));
+        assert!(advice(Error::InvalidCertificate(CertificateError::Revoked)).contains("a server may show"));
+        assert!(advice(Error::DecryptError).contains("is it HTTPS"));
+    }
 }
