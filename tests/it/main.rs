@@ -31,6 +31,8 @@ mod slots;
 
 mod polling;
 
+mod makespan;
+
 mod odd;
 
 mod retries;

@@ -12,8 +12,8 @@ use super::learn::{Belief, RunTimes};
 
 /// Jobs of a model that are planned anew when one has ended. The others follow when their time comes.
 const REPLANNED: usize = 64;
-/// Most models remembered: names are free text from callers.
-const MOST_MODELS: usize = 2_000;
+/// Most models remembered, some 130 KB each when learned: names are free text from callers.
+const MOST_MODELS: usize = 1_000;
 /// How long an answer may take, at the usual distances.
 const ROUND_TRIP: Duration = Duration::from_millis(100);
 /// What one job's holding time keeps when the next one is known.
