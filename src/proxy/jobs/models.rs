@@ -142,13 +142,13 @@ impl Models {
     }
 
     /// Asks what is known of a model. The second is its oldest live job, which is its probe, `None` where the model is not known; the
-    /// third is how many live.
+    /// third is how many others live.
     pub(crate) fn with<T>(&self, model: &str, ask: impl FnOnce(&RunTimes, Option<&str>, u32) -> T) -> T {
         let known = self.lock();
         match known.models.get(model) {
             Some(model) => {
-                let live = u32::try_from(model.live.len()).unwrap_or(u32::MAX);
-                ask(&model.times, Some(model.live.first().map_or("", |(_, first)| first)), live)
+                let others = u32::try_from(model.live.len().saturating_sub(1)).unwrap_or(u32::MAX);
+                ask(&model.times, Some(model.live.first().map_or("", |(_, first)| first)), others)
             }
             None => ask(&RunTimes::default(), None, 0),
         }
