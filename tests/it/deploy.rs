@@ -291,7 +291,6 @@ async fn a_pod_starts_crashes_and_ends_as_its_manifest_says() {
 /// As a kubelet swaps the secret below a running pod.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-#[ignore = "keys are read at the start only"]
 async fn a_rotated_key_is_used_without_a_restart_and_without_a_failed_call() {
     if !may_play_a_kubelet() {
         return;

@@ -49,6 +49,8 @@ mod slots;
 
 mod polling;
 
+mod makespan;
+
 mod odd;
 
 mod retries;

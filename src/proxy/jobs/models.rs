@@ -12,8 +12,8 @@ use super::learn::{Belief, RunTimes};
 
 /// Jobs of a model that are planned anew when one has ended. The others follow when their time comes.
 const REPLANNED: usize = 64;
-/// Most models remembered: names are free text from callers.
-const MOST_MODELS: usize = 2_000;
+/// Most models remembered, some 130 KB each when learned: names are free text from callers.
+const MOST_MODELS: usize = 1_000;
 /// How long an answer may take, at the usual distances.
 const ROUND_TRIP: Duration = Duration::from_millis(100);
 /// What one job's holding time keeps when the next one is known.
@@ -147,13 +147,13 @@ impl Models {
     }
 
     /// Asks what is known of a model. The second is its oldest live job, which is its probe, `None` where the model is not known; the
-    /// third is how many live.
+    /// third is how many others live.
     pub(crate) fn with<T>(&self, model: &str, ask: impl FnOnce(&RunTimes, Option<&str>, u32) -> T) -> T {
         let known = self.lock();
         match known.models.get(model) {
             Some(model) => {
-                let live = u32::try_from(model.live.len()).unwrap_or(u32::MAX);
-                ask(&model.times, Some(model.live.first().map_or("", |(_, first)| first)), live)
+                let others = u32::try_from(model.live.len().saturating_sub(1)).unwrap_or(u32::MAX);
+                ask(&model.times, Some(model.live.first().map_or("", |(_, first)| first)), others)
             }
             None => ask(&RunTimes::default(), None, 0),
         }

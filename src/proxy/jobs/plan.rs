@@ -57,8 +57,8 @@ pub(crate) struct Seen {
     pub(crate) poll: Duration,
     /// Of all jobs of a model of which nothing is known, one is the probe.
     pub(crate) probe: bool,
-    /// Live jobs of the model, this one among them.
-    pub(crate) live: u32,
+    /// Other live jobs of the model.
+    pub(crate) others: u32,
 }
 
 /// The age at which the job is to be looked at next, where a look costs as much as so many seconds that its end goes unseen.
@@ -68,9 +68,12 @@ pub(crate) fn next_look(times: &RunTimes, seen: Seen, price: f64) -> Duration {
         if !seen.probe {
             return over + WITHOUT_NEWS;
         }
-        // Any run time is as likely as one twice as long, and all jobs of the model wait for the news: then these steps cost least.
-        let cheap = (2.0 * price * over.as_secs_f64() / f64::from(seen.live.max(1))).sqrt();
-        let step = grown(seen.poll, seen.looks).min(Duration::from_secs_f64(cheap).max(seen.poll));
+        let mut step = grown(seen.poll, seen.looks);
+        if seen.others > 0 {
+            // Any run time is as likely as one twice as long, and the others wait for the news: then these steps cost least.
+            let cheap = (2.0 * price * over.as_secs_f64() / f64::from(seen.others)).sqrt();
+            step = step.min(Duration::from_secs_f64(cheap).max(seen.poll));
+        }
         return over + step.mul_f64(A_LITTLE_LATER);
     }
     if times.beyond(over) < TAIL {
@@ -110,7 +113,7 @@ mod tests {
     }
 
     fn fresh(probe: bool) -> Seen {
-        Seen { running_at: Duration::ZERO, looks: 0, poll: secs(1.0), probe, live: 5 }
+        Seen { running_at: Duration::ZERO, looks: 0, poll: secs(1.0), probe, others: 4 }
     }
 
     #[test]
@@ -133,9 +136,9 @@ mod tests {
         assert_eq!(next_look(&times, fresh(false), price), WITHOUT_NEWS);
         let third = Seen { running_at: secs(2.5), looks: 2, ..fresh(true) };
         assert_eq!(next_look(&times, third, price), secs(2.5 + 2.25 * 1.04));
-        let alone = Seen { running_at: secs(60.0), looks: 99, live: 1, ..third };
+        let alone = Seen { running_at: secs(60.0), looks: 99, others: 0, ..third };
         assert_eq!(next_look(&times, alone, price), secs(60.0 + 10.4));
-        let awaited = Seen { running_at: secs(30.0), looks: 7, live: 20, ..third };
+        let awaited = Seen { running_at: secs(30.0), looks: 7, others: 19, ..third };
         assert_eq!(next_look(&times, awaited, 0.1), secs(30.0 + 1.04), "twenty jobs wait for what a cheap look tells");
     }
 

@@ -151,11 +151,11 @@ impl Jobs {
                 _ => of_account.insert((job.account, plan::price(self.queue(job.account).usage()))).1,
             })
             .collect();
-        let dues: Vec<(Instant, bool)> = self.models.with(model, |times, oldest, live| {
+        let dues: Vec<(Instant, bool)> = self.models.with(model, |times, oldest, others| {
             let decided = jobs.iter().zip(prices).map(|((id, job), price)| {
                 let probe = oldest.is_none_or(|oldest| oldest == *id);
                 let running_at = job.running.saturating_duration_since(job.started);
-                let age = plan::next_look(times, Seen { running_at, looks: job.looks, poll, probe, live }, price);
+                let age = plan::next_look(times, Seen { running_at, looks: job.looks, poll, probe, others }, price);
                 // A job restored without an answer is looked at now: somebody may ask.
                 let at = if job.never_told { now } else { job.started + age };
                 let closest = if job.looks > 0 { poll / CLOSEST } else { Duration::ZERO };
