@@ -67,7 +67,7 @@ impl Drop for State {
 }
 
 /// Names a key's file and tells nothing about the key: eight bytes of its SHA-256.
-fn fingerprint(key: &Secret) -> String {
+pub(crate) fn fingerprint(key: &Secret) -> String {
     let hash = digest(&SHA256, key.expose().as_bytes());
     hash.as_ref().iter().take(8).fold(String::new(), |mut hex, byte| {
         // Writing into a string cannot fail.
