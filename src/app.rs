@@ -1,5 +1,6 @@
 //! Builds the parts from the configuration. Nothing listens yet: see `server`.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -307,7 +308,15 @@ fn build_app(
     let ledger = open_ledger(state, clock, metrics.ledger_failures.clone()).map_err(StartError::State)?;
     let known = ledger.known().map_err(broken)?;
     let ledger = Arc::new(ledger);
-    let around = accounts::Around { known: &[], parts: &callers.parts, state, metrics: &metrics, clock, now };
+    let around = accounts::Around {
+        known: &[],
+        past: &HashSet::new(),
+        parts: &callers.parts,
+        state,
+        metrics: &metrics,
+        clock,
+        now,
+    };
     let built = accounts::build(config, &around)?;
     let around = webhooks::Parts { ledger: Arc::clone(&ledger), clock, metrics: metrics.webhooks.clone(), ours };
     let (hooks, due) = Webhooks::new(&config.webhooks, Arc::clone(&protocol), around);
@@ -361,7 +370,7 @@ fn build_app(
 
 /// The terms of another configuration, among the parts of `old`; and the books that are new. Where it fails, nothing has changed.
 pub(crate) fn next(
-    running: &Config,
+    (running, past): (&Config, &HashSet<String>),
     config: &Config,
     old: &App,
     state: Option<&State>,
@@ -369,7 +378,7 @@ pub(crate) fn next(
 ) -> Result<(App, Vec<Arc<queue::Account>>), StartError> {
     let callers = Callers::new(config, old.clients.names());
     let (metrics, clock) = (&old.metrics, old.clock);
-    let around = accounts::Around { known: &old.accounts, parts: &callers.parts, state, metrics, clock, now };
+    let around = accounts::Around { known: &old.accounts, past, parts: &callers.parts, state, metrics, clock, now };
     let mut built = accounts::build(config, &around)?;
     built.commit(config, &callers.parts, now);
     // Before anybody lives by the new terms: whoever does may use its numbers everywhere.

@@ -3,6 +3,7 @@
 //! Each request keeps the `App` that it began with. What outlasts a configuration (books, live jobs, credits, what was learned, the queue)
 //! is shared by both, so that nothing is counted anew.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 use crate::app::{self, StartError};
 use crate::config::{self, Change, Config, Report};
 use crate::proxy::{App, Seat};
-use crate::state::State;
+use crate::state::{State, fingerprint};
 
 pub(crate) use self::told::Reloads;
 pub use self::watching::Reloading;
@@ -73,6 +74,8 @@ pub(crate) struct Reloader {
 
 struct Inner {
     running: Config,
+    /// Fingerprints of the keys that were in use: one that comes back may have sent what no book of now knows of.
+    past: HashSet<String>,
     state: Option<State>,
     seats: Vec<Weak<Seat>>,
     timers: Vec<AbortHandle>,
@@ -87,7 +90,15 @@ impl Reloader {
         let runtime = Handle::current();
         let timers = app.queues().map(|(_, queue)| runtime.spawn(queue.keep_time()).abort_handle()).collect();
         app.reloads.started();
-        let inner = Inner { running, state, seats: Vec::new(), timers, handed: InPlace::default(), ended: false };
+        let inner = Inner {
+            running,
+            past: HashSet::new(),
+            state,
+            seats: Vec::new(),
+            timers,
+            handed: InPlace::default(),
+            ended: false,
+        };
         Self { latest: ArcSwap::new(app), inner: Mutex::new(inner), renewing: renew::Renewing::default(), runtime }
     }
 
@@ -147,7 +158,9 @@ impl Reloader {
 
     fn put(&self, inner: &mut Inner, config: Config) -> Result<(), Refused> {
         let old = self.latest.load_full();
-        let (next, new) = app::next(&inner.running, &config, &old, inner.state.as_ref(), Instant::now())?;
+        inner.past.extend(inner.running.accounts.iter().map(|account| fingerprint(&account.key)));
+        let (next, new) =
+            app::next((&inner.running, &inner.past), &config, &old, inner.state.as_ref(), Instant::now())?;
         let next = Arc::new(next);
         inner.timers.extend(new.into_iter().map(|queue| self.runtime.spawn(queue.keep_time()).abort_handle()));
         inner.seats.retain(|seat| {

@@ -1,6 +1,7 @@
 //! Accounts of a configuration, with the books of the one before: the upstream counts keys, so a book follows its key; and a key that
 //! replaces another takes over its book, for the upstream may count both as one customer.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -15,13 +16,15 @@ use crate::proxy::Account;
 use crate::proxy::queue::{self, Part};
 use crate::proxy::retry::Budget;
 use crate::replicas;
-use crate::state::State;
 use crate::state::ring::Ring;
+use crate::state::{State, fingerprint};
 
 /// What accounts are built among.
 pub(super) struct Around<'a> {
     /// The accounts of the configuration before.
     pub(super) known: &'a [Account],
+    /// Fingerprints of the keys that were ever in use.
+    pub(super) past: &'a HashSet<String>,
     /// What each client may have.
     pub(super) parts: &'a [Part],
     pub(super) state: Option<&'a State>,
@@ -93,9 +96,13 @@ pub(super) fn build(config: &Config, around: &Around<'_>) -> Result<Built, Start
         let counters = Arc::new(around.metrics.account(&account.name));
         seats[*number] = Some(Account::new(account, key, queue, budget, counters));
     }
-    let gone = around.known.iter().map(Account::gone);
-    let seats = seats.into_iter().zip(gone.map(Some).chain(std::iter::repeat_with(|| None)));
-    built.accounts = seats.filter_map(|(present, gone)| present.or(gone)).collect();
+    let gone = around.known.iter().map(|account| {
+        let successor = seats.iter().flatten().find(|other| Arc::ptr_eq(&other.queue, &account.queue));
+        account.gone(successor)
+    });
+    let gone: Vec<Account> = gone.collect();
+    let gone = gone.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+    built.accounts = seats.into_iter().zip(gone).filter_map(|(present, gone)| present.or(gone)).collect();
     Ok(built)
 }
 
@@ -142,7 +149,7 @@ impl Built {
         let (ring, most, now) = (around.ring(account)?, config.queue.max_waiting.get(), around.now);
         let queue = queue::Account::new(account.name.clone(), &account.plan, around.parts, most, ring, now);
         replicas::share(config, around.state, account, &queue).map_err(StartError::State)?;
-        if filled {
+        if filled || around.past.contains(&fingerprint(&account.key)) {
             queue.fill(now);
         }
         self.new.push(Arc::clone(&queue));

@@ -120,13 +120,14 @@ impl Account {
         Self { name, gone: false, secret: account.key.clone(), key, queue, plan, rules, counters, budget }
     }
 
-    /// The same, no longer in the configuration.
-    pub(crate) fn gone(&self) -> Self {
+    /// The same, no longer in the configuration. Where another account goes on with its book, its jobs are followed with that one's key.
+    pub(crate) fn gone(&self, successor: Option<&Self>) -> Self {
+        let Self { secret, key, .. } = successor.unwrap_or(self);
         Self {
             name: self.name.clone(),
             gone: true,
-            secret: self.secret.clone(),
-            key: self.key.clone(),
+            secret: secret.clone(),
+            key: key.clone(),
             queue: Arc::clone(&self.queue),
             plan: Arc::clone(&self.plan),
             rules: self.rules.clone(),

@@ -309,6 +309,29 @@ async fn an_account_with_another_name_keeps_the_book_of_its_key() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn jobs_of_a_renamed_account_are_followed_with_the_key_that_it_has_now() {
+    let as_web = |request: Request<Full<Bytes>>| request.with("sluicegate-token", "web-token");
+    let web_of = |account: &str| {
+        format!("{WEB}account = \"{account}\"\n[accounts.{account}]\nplan = \"main\"\nkey = {{ file = \"moved\" }}\n")
+    };
+    let scratch = Scratch::new();
+    write(&scratch.0.join("moved"), NEW);
+    let vault = Vault::new(&[OLD, NEW], WINDOW, Duration::ZERO);
+    let mut gate = Gate::at(FREE, &web_of("before"), vault, scratch);
+    let job = gate.send(as_web(create())).await.job_id();
+    gate.reload(FREE, &web_of("after")).await.expect("taken");
+    gate.vault.add("cdt_third");
+    write(&gate.path("moved"), "cdt_third");
+    gate.reloading.reload().await.expect("taken");
+    gate.vault.revoke(NEW);
+    gate.vault.finish(&job);
+    while gate.send(as_web(poll(&job))).await.json()["status"] != "completed" {
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!((gate.vault.seen().unauthorized, gate.proxy.usage().jobs_live), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_two_accounts_that_no_longer_share_a_key_one_begins_with_a_full_window() {
     let scratch = Scratch::new();
     write(&scratch.0.join("a-key"), NEW);
@@ -351,6 +374,24 @@ async fn books_follow_keys_that_are_swapped() {
     assert!(begun.elapsed() < WINDOW / 2, "its key had sent nothing");
     assert_eq!(gate.send(call("b")).await.status, 200);
     assert!(begun.elapsed() >= WINDOW / 2, "its key had used up its window");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_comes_back_for_another_account_begins_with_a_full_window() {
+    let plan = "requests_per_minute = 3";
+    let scratch = Scratch::new();
+    write(&scratch.0.join("a-key"), NEW);
+    write(&scratch.0.join("b-key"), NEW);
+    let vault = Vault::new(&[OLD, NEW, "cdt_third"], WINDOW, Duration::ZERO);
+    let mut gate = Gate::at(plan, &accounts(&[("a", "a-key")]), vault, scratch);
+    let call = |name: &str| get("/v1/echo").with("sluicegate-token", &format!("token-{name}"));
+    assert_eq!(gate.send(call("a")).await.status, 200);
+    write(&gate.path("a-key"), "cdt_third");
+    gate.reloading.reload().await.expect("taken");
+    let begun = Instant::now();
+    gate.reload(plan, &accounts(&[("a", "a-key"), ("b", "b-key")])).await.expect("taken");
+    assert_eq!(gate.send(call("b")).await.status, 200);
+    assert!(begun.elapsed() >= WINDOW, "{:?}", begun.elapsed());
 }
 
 // ---- Refusals ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::cli::base_url;
 use crate::clock::Clock;
-use crate::config::{Account, Config};
+use crate::config::{self, Account, Config};
 use crate::protocol::{Family, KeyHeaders};
 use crate::proxy::quota::window::WindowLog;
 use crate::proxy::upstream::target::Target;
@@ -135,7 +135,8 @@ fn book(config: &Config, account: &Account) -> Booked {
     let (Some(path), Some(requests)) = (config.state.path(), &account.plan.requests) else {
         return Booked::No;
     };
-    if !path.is_dir() {
+    // What replicas share is not in the file alone.
+    if !path.is_dir() || matches!(config.state, config::State::Redis(..)) {
         return Booked::No;
     }
     // Let go at once: a proxy that starts now must not find the directory taken for as long as the upstream takes.
