@@ -3,6 +3,7 @@
 //! `Account::turn` hands out a `Permit` for exactly one attempt and, for creates, a `Slot`. Both are given back by drop.
 //! The decisions are `quota`'s and `line`'s; this file holds the lock, the timer and the wake-ups.
 
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -308,6 +309,7 @@ impl Account {
             Entered::Served(turn) => return Ok(turn),
             Entered::Waits(receiver, ticket, until) => (receiver, ticket, until),
         };
+        let hurried = until > ask.deadline;
         let _leave = Leave { account: self, ticket };
         // An error means that the deadline passed: the sender lives in the line until it is used.
         if let Ok(Ok(turn)) = tokio::time::timeout_at(until, receiver).await {
@@ -319,8 +321,8 @@ impl Account {
         let live = book.live_in_all();
         Err(match book.jobs_limit {
             // It had no patience, and was only waiting for the store's answer.
-            Some(limit) if until > ask.deadline && ask.slot && live >= limit => NoTurn::NoSlot { live, limit },
-            _ if until > ask.deadline && !retry_in.is_zero() => NoTurn::TooLate { retry_in },
+            Some(limit) if hurried && ask.slot && live >= limit => NoTurn::NoSlot { live, limit },
+            _ if hurried && !retry_in.is_zero() => NoTurn::TooLate { retry_in },
             _ => NoTurn::Deadline { retry_in },
         })
     }
@@ -413,7 +415,7 @@ impl Account {
     pub(crate) fn unmetered(self: &Arc<Self>, client: usize) -> Turn {
         let permit = Permit {
             account: Arc::clone(self),
-            client,
+            client: index(client),
             claim: Claim::default(),
             stage: Stage::Unmetered,
             place: None,
@@ -428,11 +430,13 @@ impl Account {
         ticket: Ticket,
         need: Need,
         claim: Claim,
-        granted: Option<(Place, Option<u64>)>,
+        granted: Option<(Place, Option<u32>)>,
     ) -> Turn {
         let starts_job = ticket.class == Class::Create;
-        let (place, shared) = granted.map_or((None, None), |(place, slot)| (Some(Box::new(place)), slot));
-        let (account, client, stage) = (Arc::clone(self), ticket.client, Stage::Reserved);
+        // Boxed, and the slot's number without a word for its absence: every request's future would be larger by them.
+        let (place, slot) = granted.map_or((None, None), |(place, slot)| (Some(Box::new(place)), slot));
+        let shared = slot.and_then(NonZeroU32::new);
+        let (account, client, stage) = (Arc::clone(self), index(ticket.client), Stage::Reserved);
         let permit = Permit { account, client, claim, stage, place, starts_job };
         let slot = (need == Need::Slot).then(|| Slot { account: Arc::clone(self), client, shared });
         Turn { permit, slot, seq: ticket.seq }
@@ -459,13 +463,13 @@ impl Account {
         let mut book = self.book();
         book.live += 1;
         book.clients.0[client].live += 1;
-        let shared = book.shared.as_mut().map(|shared| shared.hold_slot(client, job, model));
+        let shared = book.shared.as_mut().and_then(|shared| NonZeroU32::new(shared.hold_slot(client, job, model)));
         let urgent = book.is_urgent();
         drop(book);
         if urgent {
             self.broker.notify_one();
         }
-        Slot { account: Arc::clone(self), client, shared }
+        Slot { account: Arc::clone(self), client: index(client), shared }
     }
 
     /// Limits for the headers of an answer to `client`: the tighter of its own and the account's.
@@ -552,6 +556,11 @@ impl Account {
             self.broker.notify_one();
         }
     }
+}
+
+/// Clients are few.
+fn index(client: usize) -> u32 {
+    u32::try_from(client).unwrap_or(u32::MAX)
 }
 
 async fn sleep_until(at: Option<Instant>) {

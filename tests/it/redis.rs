@@ -196,8 +196,12 @@ async fn while_the_store_is_gone_each_sends_its_share() {
         asked.iter().filter(|seen| seen.at >= gone + from && seen.at < gone + to).count()
     };
     assert_eq!(at(Duration::from_millis(600), hold.mul_f64(0.9)), 0, "nothing during the hold");
-    let alone = at(hold, hold + W * 2);
-    assert!((100..=112).contains(&alone), "{alone}");
+    let alone: Vec<Instant> =
+        asked.iter().map(|seen| seen.at).filter(|seen| *seen >= gone + hold.mul_f64(0.9)).collect();
+    let most = alone.iter().map(|from| alone.iter().filter(|at| (*from..*from + W).contains(at)).count()).max();
+    assert!(most.is_some_and(|most| (50..=56).contains(&most)), "{most:?} in a window");
+    // More than three windows are left.
+    assert!(alone.len() >= 56 * 5 / 2, "{}", alone.len());
     let state = sites[0].proxy.status()["accounts"][0]["shared"]["state"].clone();
     assert_eq!(state, "share");
 }

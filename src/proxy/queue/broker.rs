@@ -1,6 +1,7 @@
 //! The calls to the store that replicas share: one at a time for an account, with all that was asked for and noted meanwhile.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -156,7 +157,8 @@ impl Account {
         }
         for (number, entry) in outcome.adopted {
             let client = self.book().shared.as_ref().map_or(0, |shared| shared.client(&entry.client));
-            let slot = Slot { account: Arc::clone(self), client, shared: Some(number) };
+            let slot =
+                Slot { account: Arc::clone(self), client: super::index(client), shared: NonZeroU32::new(number) };
             tracing::info!(account = self.name, job = entry.job, "a replica is gone: its job's slot is ours now");
             // Nobody listens when the proxy ends, and then nothing more is told to the store either.
             drop(adopted.send(Adopted { slot, entry }));

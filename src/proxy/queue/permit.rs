@@ -1,5 +1,6 @@
 //! What a turn is made of: a permit for one attempt and a slot for one job, both given back by drop.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +30,8 @@ pub(super) enum Stage {
 #[must_use]
 pub(crate) struct Permit {
     pub(super) account: Arc<Account>,
-    pub(super) client: usize,
+    /// Not a `usize`: every request's future has several of these.
+    pub(super) client: u32,
     pub(super) claim: Claim,
     pub(super) stage: Stage,
     /// The store has granted it. Boxed: requests live long, and few have one.
@@ -60,7 +62,7 @@ impl Permit {
             stamp = book.quota.sent(&mut self.claim, now);
             book.attempts += 1;
             if let Some(shared) = &mut book.shared {
-                shared.sent(self.place.as_deref().copied(), now);
+                shared.sent(self.place.as_deref(), now);
             }
             if let Some(ring) = &mut book.ring {
                 ring.record(now);
@@ -76,7 +78,7 @@ impl Permit {
             book.quota.unsent(&mut self.claim, stamp);
             book.attempts -= 1;
             if let Some(shared) = &mut book.shared {
-                shared.unsent(self.place.as_deref().copied());
+                shared.unsent(self.place.as_deref());
             }
             self.stage = Stage::Reserved;
         }
@@ -92,7 +94,7 @@ impl Permit {
         self.account.change(|book| {
             switched = book.quota.answered(self.claim, stamp, feedback, refused, now);
             if let Some(shared) = &mut book.shared {
-                shared.answered(self.place.as_deref().copied(), now);
+                shared.answered(self.place.as_deref(), now);
                 if let (Some(Refused::Window), Some(until)) = (refused, book.quota.closed_until()) {
                     shared.close(until, switched);
                 }
@@ -119,9 +121,9 @@ impl Drop for Permit {
         match self.stage {
             Stage::Reserved => self.account.change(|book| {
                 book.quota.release(self.claim, now);
-                book.clients.refund(self.client, self.claim.share);
+                book.clients.refund(self.client as usize, self.claim.share);
                 if let Some(shared) = &mut book.shared {
-                    shared.given_back(self.place.as_deref().copied(), now);
+                    shared.given_back(self.place.as_deref(), now);
                 }
             }),
             Stage::Sent(_) => self.account.change(|book| book.quota.lost(self.claim, now)),
@@ -140,9 +142,10 @@ impl std::fmt::Debug for Permit {
 #[must_use]
 pub(crate) struct Slot {
     pub(super) account: Arc<Account>,
-    pub(super) client: usize,
+    /// Not a `usize`: every request's future has several of these.
+    pub(super) client: u32,
     /// Its number among those that the store knows.
-    pub(super) shared: Option<u64>,
+    pub(super) shared: Option<NonZeroU32>,
 }
 
 impl Slot {
@@ -156,7 +159,7 @@ impl Slot {
         if let Some(slot) = self.shared {
             self.account.change(|book| {
                 if let Some(shared) = &mut book.shared {
-                    shared.bind(slot, job, model);
+                    shared.bind(slot.get(), job, model);
                 }
             });
         }
@@ -167,12 +170,12 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.account.change(|book| {
             book.live = book.live.saturating_sub(1);
-            let client = &mut book.clients.0[self.client];
+            let client = &mut book.clients.0[self.client as usize];
             client.live = client.live.saturating_sub(1);
             book.no_room_until = None;
-            book.line.slot_freed(self.client);
+            book.line.slot_freed(self.client as usize);
             if let (Some(shared), Some(slot)) = (&mut book.shared, self.shared) {
-                shared.free_slot(slot);
+                shared.free_slot(slot.get());
             }
         });
     }

@@ -42,11 +42,11 @@ pub(super) struct Asking {
 #[derive(Default)]
 pub(super) struct Outcome {
     /// They go, with a place and perhaps a slot.
-    pub(super) served: Vec<(Asking, Place, Option<u64>)>,
+    pub(super) served: Vec<(Asking, Place, Option<u32>)>,
     /// They go back into the line.
     pub(super) back: Vec<Asking>,
     /// Slots of replicas that are gone, now ours.
-    pub(super) adopted: Vec<(u64, SlotEntry)>,
+    pub(super) adopted: Vec<(u32, SlotEntry)>,
     /// The log is told this.
     pub(super) news: Option<News>,
 }
@@ -85,7 +85,7 @@ struct Reports {
     ends: BTreeMap<u64, Instant>,
     freed: Vec<(String, u32)>,
     /// Slots to be told, by number.
-    slots: BTreeSet<u64>,
+    slots: BTreeSet<u32>,
     closed: Option<Instant>,
     paced: bool,
 }
@@ -150,6 +150,7 @@ pub(crate) struct Shared {
     /// When the last good call was sent.
     last_good: Instant,
     next: u64,
+    next_slot: u32,
     asking: VecDeque<Asking>,
     in_call: Vec<Asking>,
     reports: Reports,
@@ -162,7 +163,7 @@ pub(crate) struct Shared {
     on_the_way: Reports,
     /// Sent attempts without an answer: when they were sent.
     flights: BTreeMap<u64, Instant>,
-    slots: BTreeMap<u64, Held>,
+    slots: BTreeMap<u32, Held>,
     closed_until: Option<Instant>,
     slots_until: Option<Instant>,
     allowance: Option<u32>,
@@ -201,6 +202,7 @@ impl Shared {
             ack: 0,
             last_good: now,
             next: 0,
+            next_slot: 0,
             asking: VecDeque::new(),
             in_call: Vec::new(),
             reports: Reports::default(),
@@ -304,7 +306,7 @@ impl Shared {
     }
 
     /// The head of an attempt is being written; without a place it spends our share.
-    pub(super) fn sent(&mut self, place: Option<Place>, now: Instant) {
+    pub(super) fn sent(&mut self, place: Option<&Place>, now: Instant) {
         match place.and_then(|place| place.n) {
             Some(n) => {
                 self.flights.insert(n, now);
@@ -313,13 +315,13 @@ impl Shared {
         }
     }
 
-    pub(super) fn unsent(&mut self, place: Option<Place>) {
+    pub(super) fn unsent(&mut self, place: Option<&Place>) {
         if let Some(n) = place.and_then(|place| place.n) {
             self.flights.remove(&n);
         }
     }
 
-    pub(super) fn answered(&mut self, place: Option<Place>, now: Instant) {
+    pub(super) fn answered(&mut self, place: Option<&Place>, now: Instant) {
         if let Some(n) = place.and_then(|place| place.n)
             && let Some(sent) = self.flights.remove(&n)
         {
@@ -329,7 +331,7 @@ impl Shared {
     }
 
     /// Nothing was sent.
-    pub(super) fn given_back(&mut self, place: Option<Place>, now: Instant) {
+    pub(super) fn given_back(&mut self, place: Option<&Place>, now: Instant) {
         if let Some(n) = place.and_then(|place| place.n) {
             self.reports.ends.insert(n, now);
             self.hurry = true;
@@ -343,13 +345,13 @@ impl Shared {
     }
 
     /// A slot that was not asked for: an earlier process', or of a job that was started past us.
-    pub(super) fn hold_slot(&mut self, client: usize, job: &str, model: &str) -> u64 {
+    pub(super) fn hold_slot(&mut self, client: usize, job: &str, model: &str) -> u32 {
         let n = self.new_slot(client);
         self.bind(n, job, model);
         n
     }
 
-    fn new_slot(&mut self, client: usize) -> u64 {
+    fn new_slot(&mut self, client: usize) -> u32 {
         self.next += 1;
         let entry = SlotEntry {
             slot: self.name(self.next),
@@ -359,12 +361,17 @@ impl Shared {
             client: self.clients[client].clone(),
             account: self.account.clone(),
         };
-        self.slots.insert(self.next, Held { entry, foreign: false });
-        self.next
+        self.keep_slot(entry)
+    }
+
+    fn keep_slot(&mut self, entry: SlotEntry) -> u32 {
+        self.next_slot += 1;
+        self.slots.insert(self.next_slot, Held { entry, foreign: false });
+        self.next_slot
     }
 
     /// The slot is this job's.
-    pub(super) fn bind(&mut self, slot: u64, job: &str, model: &str) {
+    pub(super) fn bind(&mut self, slot: u32, job: &str, model: &str) {
         let Some(held) = self.slots.get_mut(&slot) else { return };
         if held.entry.job == job && !job.is_empty() {
             return;
@@ -382,7 +389,7 @@ impl Shared {
         (self.noted, self.named)
     }
 
-    pub(super) fn free_slot(&mut self, slot: u64) {
+    pub(super) fn free_slot(&mut self, slot: u32) {
         self.reports.slots.remove(&slot);
         if let Some(held) = self.slots.remove(&slot).filter(|held| !held.foreign) {
             self.reports.freed.push((held.entry.slot, held.entry.fence));
@@ -590,9 +597,8 @@ impl Shared {
 
     fn take_over(&mut self, reply: &Reply, outcome: &mut Outcome) {
         for entry in &reply.adopted {
-            self.next += 1;
-            self.slots.insert(self.next, Held { entry: entry.clone(), foreign: false });
-            outcome.adopted.push((self.next, entry.clone()));
+            let number = self.keep_slot(entry.clone());
+            outcome.adopted.push((number, entry.clone()));
         }
     }
 

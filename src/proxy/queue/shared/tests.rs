@@ -100,7 +100,7 @@ struct Call {
 struct Grant {
     at: Instant,
     place: Option<Place>,
-    slot: Option<u64>,
+    slot: Option<u32>,
     create: bool,
 }
 
@@ -108,7 +108,7 @@ struct Flight {
     answered: Instant,
     stamp: Stamp,
     place: Option<Place>,
-    job: Option<(u64, String)>,
+    job: Option<(u32, String)>,
 }
 
 struct Replica {
@@ -120,7 +120,7 @@ struct Replica {
     grants: Vec<Grant>,
     flights: Vec<Flight>,
     /// Slots held for jobs, by number; empty names: a create of unknown outcome.
-    held: Vec<(u64, String)>,
+    held: Vec<(u32, String)>,
     demand: u32,
     dead_until: Option<Instant>,
 }
@@ -287,7 +287,7 @@ impl World {
             let replica = &mut self.replicas[n];
             if unsent || grant.place.is_some_and(|place| place.good_until <= now) {
                 replica.log.release();
-                replica.shared.given_back(grant.place, now);
+                replica.shared.given_back(grant.place.as_ref(), now);
                 if let Some(slot) = grant.slot {
                     replica.shared.free_slot(slot);
                 }
@@ -295,7 +295,7 @@ impl World {
             }
             self.sent += 1;
             let stamp = replica.log.sent(now);
-            replica.shared.sent(grant.place, now);
+            replica.shared.sent(grant.place.as_ref(), now);
             self.counted.push(counted.min(answered.max(now)));
             let job = grant.create.then(|| {
                 let name = format!("job-{}", self.sent);
@@ -316,7 +316,7 @@ impl World {
         replica.flights = open;
         for Flight { stamp, place, job, .. } in done {
             replica.log.answered(stamp, now);
-            replica.shared.answered(place, now);
+            replica.shared.answered(place.as_ref(), now);
             replica.held.extend(job);
         }
         let live = &self.jobs;
