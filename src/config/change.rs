@@ -28,7 +28,7 @@ const FIXED: [(&str, Same); 12] = [
     }),
     ("state", |a, b| a.state == b.state),
     // Replicas that live by different plans, or know an account by different keys, would not keep one plan together.
-    ("accounts with state.store = \"redis\"", |a, b| !matches!(a.state, State::Redis(..)) || shared(a) == shared(b)),
+    ("accounts (shared through redis)", |a, b| !matches!(a.state, State::Redis(..)) || shared(a) == shared(b)),
     ("credits.utc_offset", |a, b| a.credits.utc_offset_secs == b.credits.utc_offset_secs),
 ];
 
@@ -136,6 +136,19 @@ mod tests {
         );
         let refused = change(&running, wanted).expect_err("refused");
         assert_eq!(refused, ["server.listen", "upstream.url", "state"]);
+    }
+
+    #[test]
+    fn replicas_keep_the_plans_that_they_have_agreed_on() {
+        let redis =
+            "[state]\nstore = \"redis\"\npath = \"state\"\nredis = { url = \"redis://127.0.0.1:1\", replicas = 2 }";
+        let running = config(redis);
+        let mut wanted = config(&format!("[queue]\nmax_waiting = 7\n{redis}"));
+        assert!(change(&running, wanted.clone()).is_ok());
+        let mut plan = Plan::clone(&wanted.accounts[0].plan);
+        plan.concurrent_jobs = std::num::NonZeroU32::new(3);
+        wanted.accounts[0].plan = std::sync::Arc::new(plan);
+        assert_eq!(change(&running, wanted).expect_err("refused"), ["accounts (shared through redis)"]);
     }
 
     #[test]

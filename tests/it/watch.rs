@@ -22,7 +22,7 @@ fn path(name: &str) -> PathBuf {
 async fn rules_and_board_ask_for_metrics_that_there_are() {
     let Ended { code, out, err } = checked(&path(ALERTS), &path(BOARD)).await;
     assert_eq!(code, Some(0), "{err}");
-    assert!(out.starts_with("14 rules, 24 panels, "), "{out}");
+    assert!(out.starts_with("15 rules, 24 panels, "), "{out}");
 }
 
 #[tokio::test]
