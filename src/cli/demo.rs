@@ -39,7 +39,7 @@ pub(super) struct DemoArgs {
     #[arg(long)]
     once: bool,
     /// How many predictions to make
-    #[arg(long, value_name = "N", default_value = "30", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     n: u32,
 }
 

@@ -622,15 +622,15 @@ async fn the_demo_loses_nothing_and_is_never_refused() {
     for part in [
         "ten times the real speed",
         "sluicegate ready on http://127.0.0.1:",
-        "30 predictions done, 0 lost",
-        "the best possible is 1.5 s",
+        "50 predictions done, 0 lost",
+        "the best possible is 7.0 s",
         "0 answers 429",
     ] {
         assert!(run.out.contains(part), "{part}\n{}", run.out);
     }
     let time = run.out.lines().find_map(|line| line.trim().strip_prefix("time")).unwrap();
     let seconds: f64 = time.split_whitespace().next().unwrap().parse().unwrap();
-    assert!(seconds < 20.0, "{time}");
+    assert!(seconds < 30.0, "{time}");
     assert!(!Path::new(&scratch.path(".local")).exists(), "it keeps no state");
 }
 
