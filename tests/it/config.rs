@@ -569,7 +569,7 @@ fn examples_in_the_documentation_are_valid() {
             .filter_map(|rest| rest.split("```").next())
             .map(|example| example.replace("file = \"/run/secrets/core-api-key\"", "env = \"CORE_API_KEY\""))
             .map(|example| example.replace("file = \"/run/secrets/webhook-secret\"", "env = \"HOOK_SECRET\""))
-            .map(|example| example.replace("WEBHOOK_SECRET", "HOOK_SECRET"))
+            .map(|example| example.replace("WEBHOOK_SECRET", "HOOK_SECRET").replace("REDIS_PASSWORD", "HOOK_SECRET"))
             .collect();
         assert!(examples.len() >= least);
         for example in &examples {
