@@ -24,6 +24,7 @@ const FOLLOWED_FOR: Duration = Duration::from_secs(3600);
 #[derive(Debug, Clone)]
 pub struct Heard {
     pub call: String,
+    pub at: Instant,
     pub what: What,
 }
 
@@ -120,7 +121,7 @@ impl One {
                 }
             }
         };
-        self.world.heard(Heard { call: call.to_owned(), what });
+        self.world.heard(Heard { call: call.to_owned(), at: Instant::now(), what });
     }
 
     async fn follow(&self, wait: Option<u32>, fails: bool, cancel: Option<Duration>) {
@@ -206,7 +207,7 @@ impl One {
             answer = self.ask("create", create) => self.heard(&call, answer.as_ref()),
             () = sleep(after) => {
                 self.world.trace.note(format!("caller {}: hangs up", self.index));
-                self.world.heard(Heard { call, what: What::Left });
+                self.world.heard(Heard { call, at: Instant::now(), what: What::Left });
             }
         }
     }

@@ -16,7 +16,7 @@ use super::world::World;
 const DOCUMENTED: [u16; 6] = [408, 429, 500, 502, 503, 504];
 /// After these nothing was carried out.
 const REFUSALS: [u16; 4] = [403, 422, 429, 503];
-/// What reached a proxy so shortly before its death it may not have seen.
+/// What reached a proxy so shortly before its death, or before a deadline, it may not have seen.
 const BLINK: Duration = Duration::from_millis(2);
 
 /// One logical create: what the upstream saw of it, and what its caller heard.
@@ -24,6 +24,8 @@ const BLINK: Duration = Duration::from_millis(2);
 struct Create {
     attempts: Vec<Seen>,
     heard: Vec<What>,
+    /// When its caller was told that the outcome is unknown.
+    given_up: Vec<Instant>,
 }
 
 /// Notes everything that is wrong.
@@ -40,7 +42,11 @@ pub fn judge(world: &World) {
         creates.entry(call).or_default().attempts.push(seen);
     }
     for heard in world.all_heard() {
-        creates.entry(heard.call).or_default().heard.push(heard.what);
+        let create = creates.entry(heard.call).or_default();
+        if matches!(&heard.what, What::Answer { code, .. } if code == "outcome_unknown") {
+            create.given_up.push(heard.at);
+        }
+        create.heard.push(heard.what);
     }
     let arrived = world.net.answers.all();
     books(world);
@@ -131,7 +137,10 @@ fn no_id_is_lost(world: &World, call: &str, create: &Create, arrived: &[Arrived]
         let about = || arrived.iter().filter(|arrived| arrived.job.as_deref() == Some(job));
         let Some(first) = about().find(|arrived| (200..300).contains(&arrived.status)) else { continue };
         let told = create.heard.iter().any(|what| matches!(what, What::Answer { job: Some(told), .. } if told == job));
-        if !told && !about().any(ended) && !dies_after(world, first.at) {
+        // It came in the instant in which the proxy gave it up.
+        let late = |heard: &Instant| first.at <= *heard && *heard <= first.at + world.plan.weather.lag + BLINK;
+        let given_up = create.given_up.iter().any(late);
+        if !told && !about().any(ended) && !given_up && !dies_after(world, first.at) {
             world.wrong(format!("job {job} of create {call} is lost: nobody was told of it, nobody followed it"));
         }
     }
