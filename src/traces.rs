@@ -33,7 +33,7 @@ const FLUSH: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(crate) struct Traces {
     queue: OnceLock<mpsc::Sender<Entry>>,
-    /// The log tells once that spans are dropped, not for each.
+    /// Spans were dropped: the log tells once, not for each. Relaxed, for nothing else depends on it.
     full: AtomicBool,
 }
 
@@ -67,10 +67,7 @@ impl Traces {
             return;
         }
         match queue.try_reserve() {
-            Ok(place) => {
-                self.full.store(false, Ordering::Relaxed);
-                place.send(Entry::Span(Box::new(span(app, record, took, whole))));
-            }
+            Ok(place) => place.send(Entry::Span(Box::new(span(app, record, took, whole)))),
             Err(TrySendError::Full(())) if !self.full.swap(true, Ordering::Relaxed) => {
                 tracing::warn!(queue = QUEUE, "traces: the collector is slower than the requests; spans are dropped");
             }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::client::conn::http1 as client;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -290,8 +291,13 @@ async fn every_call_is_one_span_below_the_caller_s() {
 #[tokio::test]
 async fn a_collector_that_takes_nothing_is_told_once_and_the_name_is_the_operator_s() {
     let collector = Collector::start(StatusCode::BAD_REQUEST).await;
-    let url = collector.url();
-    let variables = [("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()), ("OTEL_SERVICE_NAME", "gate-of-team-a")];
+    let url = format!("{}/v1/traces", collector.url());
+    let variables = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.example"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", url.as_str()),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_SERVICE_NAME", "gate-of-team-a"),
+    ];
     let proxy = Traced::start(&variables).await;
     for _ in 0..2 {
         assert!(proxy.send(get("/v1/echo")).await.status.is_success());
@@ -308,12 +314,25 @@ async fn a_collector_that_hangs_holds_neither_calls_nor_the_end() {
     // The system takes its connections; nobody reads them.
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("http://{}", silent.local_addr().expect("an address"));
-    let proxy = Traced::start(&[("OTEL_EXPORTER_OTLP_ENDPOINT", &url)]).await;
+    // No line for each request: nobody reads them meanwhile.
+    let quiet = [("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()), ("SLUICEGATE_LOG_LEVEL", "warn")];
+    let proxy = Traced::start(&quiet).await;
     assert!(proxy.send(get("/v1/echo")).await.status.is_success());
     let (_held, _) = tokio::time::timeout(PATIENCE, silent.accept()).await.expect("it sends").expect("a connection");
     assert!(proxy.send(get("/v1/echo")).await.status.is_success(), "while the first span is on its way");
+    // More than can wait.
+    let io = TokioIo::new(TcpStream::connect(proxy.listen).await.expect("the port is open"));
+    let (mut sender, connection) = client::handshake(io).await.expect("HTTP/1.1");
+    tokio::spawn(connection);
+    for _ in 0..3000 {
+        let page = get("/v1/echo").with("origin", "https://elsewhere.example");
+        let answer = sender.send_request(page).await.expect("an answer");
+        assert_eq!(answer.status(), 403);
+        answer.into_body().collect().await.expect("a body");
+    }
     let begun = Instant::now();
     let log = proxy.log().await;
+    assert_eq!(log.matches("spans are dropped").count(), 1, "{log}");
     assert!(begun.elapsed() < Duration::from_secs(8), "two seconds and not the exporter's ten: {:?}", begun.elapsed());
     assert!(log.contains("did not take the last spans in time"), "{log}");
 }
