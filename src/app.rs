@@ -36,6 +36,7 @@ use crate::proxy::{Account, App, Lasting, Seat, queue};
 use crate::reload::{Refused, Reloaded, Reloader, Reloading, Reloads};
 use crate::replicas::Replicas;
 use crate::state::State;
+use crate::traces::Traces;
 use crate::webhooks::send::{Dial, Outward};
 use crate::webhooks::{self, Webhooks, deliver, receive};
 
@@ -357,6 +358,7 @@ fn build_app(
         reloads: Reloads::new(clock, metrics.reload.clone()),
         metrics,
         recent: Arc::default(),
+        traces: Traces::default(),
         clock,
         tasks: TaskTracker::new(),
         connected: TaskTracker::new(),

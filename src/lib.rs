@@ -20,6 +20,8 @@ pub mod reload;
 mod replicas;
 pub mod server;
 mod state;
+#[cfg_attr(not(feature = "otel"), path = "traces/off.rs")]
+mod traces;
 mod webhooks;
 
 /// Opening connections to the upstream: what a test brings instead of a network.

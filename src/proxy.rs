@@ -175,6 +175,7 @@ pub(crate) async fn serve(worker: Arc<Worker>, request: Request<Incoming>) -> Re
     let record =
         Record::new(headers::request_id(&head.headers), head.method.clone(), response::reached(&app.protocol, &head));
     let mut finish = Finish::new(Arc::clone(&app), record);
+    finish.record.parent = app.traces.parent(&head.headers);
     finish.record.origin = app.guard.allowed_origin(&head.headers).cloned();
     let passed = {
         let way = std::pin::pin!(forward(&worker, head, body, &mut finish.record));

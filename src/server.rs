@@ -104,6 +104,7 @@ impl Server {
         let ours = listeners.iter().chain(others).map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
         let proxy = Proxy::build_in(config, Clock::system(), Surroundings { ours, ..Surroundings::default() })?;
         proxy.reloader.hand_over(in_place);
+        proxy.app().traces.start();
         let listen = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<Vec<_>>>()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
 
@@ -170,6 +171,7 @@ impl Server {
         self.proxy.leave().await;
         self.stop_accepting().await;
         self.end_workers().await;
+        app.traces.flush().await;
         self.ports.abort_all();
         self.proxy.stop();
         in_time

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::credits::Receipt;
 use crate::credits::hold::Meter;
+use crate::traces::Parent;
 
 use super::App;
 use super::jobs::Charge;
@@ -20,7 +21,7 @@ use self::recent::{By, Seen};
 pub(crate) mod recent;
 
 /// The status in log and metrics of a request whose caller left before its answer (nginx's number for it).
-const CALLER_LEFT: u16 = 499;
+pub(crate) const CALLER_LEFT: u16 = 499;
 
 /// What is known of a request from its beginning.
 pub(crate) struct Finish {
@@ -40,6 +41,8 @@ pub(crate) struct Record {
     pub(crate) uri: Uri,
     /// The allowed origin of the page that calls.
     pub(crate) origin: Option<HeaderValue>,
+    /// The span of the caller.
+    pub(crate) parent: Parent,
     /// By index.
     pub(crate) client: Option<usize>,
     /// By index.
@@ -65,6 +68,7 @@ impl Record {
             method,
             uri,
             origin: None,
+            parent: Parent::default(),
             client: None,
             account: None,
             class: None,
@@ -140,6 +144,7 @@ impl Drop for Finish {
         app.metrics.in_flight.dec();
         app.metrics.finished(record.class, record.status, record.code, record.queued, took);
         app.recent.note(|| self.seen(took));
+        app.traces.finished(app, record, took, self.whole);
         tracing::info!(
             target: "sluicegate::request",
             request_id = record.request_id.to_str().unwrap_or_default(),
@@ -162,6 +167,6 @@ impl Drop for Finish {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

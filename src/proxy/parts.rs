@@ -17,6 +17,7 @@ use crate::ledger::Ledger;
 use crate::metrics::{self, Metrics};
 use crate::protocol::{Create, KeyHeaders, Protocol};
 use crate::reload::Reloads;
+use crate::traces::Traces;
 use crate::webhooks::Webhooks;
 
 use super::body::{Bodies, Held, Inbound};
@@ -72,6 +73,7 @@ pub(crate) struct Lasting {
     pub(crate) joins: Joins,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) recent: Arc<Recent>,
+    pub(crate) traces: Traces,
     pub(crate) clock: Clock,
     /// What became of reloads.
     pub(crate) reloads: Reloads,

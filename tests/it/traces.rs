@@ -6,6 +6,10 @@ use sluicegate::mock::{Fault, Options};
 use crate::support::client::With;
 use crate::support::{Setup, create, get, post};
 
+/// What is told of them to a collector.
+#[cfg(feature = "otel")]
+mod collector;
+
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const STATE: &str = "congo=t61rcWkgMzE,rojo=00f067aa0ba902b7";
 
