@@ -412,25 +412,8 @@ impl Shared {
             return None;
         }
         self.seq += 1;
-        let mut request = Request {
-            op: if self.must_join { Op::Join } else { Op::Call },
-            id: self.id.clone(),
-            life: self.life.clone(),
-            seq: self.seq,
-            ack: self.ack,
-            terms: self.lines.clone(),
-            stepped: self.stepped,
-            ends: Vec::new(),
-            freed: Vec::new(),
-            slots: Vec::new(),
-            closed: None,
-            paced: false,
-            uploads: Vec::new(),
-            others: BTreeMap::new(),
-            asks: Vec::new(),
-            more: false,
-            adopt: None,
-        };
+        let op = if self.must_join { Op::Join } else { Op::Call };
+        let mut request = Request { stepped: self.stepped, ..self.request(op) };
         self.naming = self.noted;
         if self.must_join {
             // What is sent from here on without a place is not part of what is told now.
@@ -676,8 +659,13 @@ impl Shared {
         }
         self.mode = Mode::Outside;
         self.seq += 1;
-        Some(Request {
-            op: Op::Leave,
+        Some(self.request(Op::Leave))
+    }
+
+    /// Says who calls, and nothing else yet.
+    fn request(&self, op: Op) -> Request {
+        Request {
+            op,
             id: self.id.clone(),
             life: self.life.clone(),
             seq: self.seq,
@@ -694,7 +682,7 @@ impl Shared {
             asks: Vec::new(),
             more: false,
             adopt: None,
-        })
+        }
     }
 }
 
