@@ -5,7 +5,11 @@
 
 /// A path with groups, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pattern(Vec<Segment>);
+pub(crate) struct Pattern {
+    segments: Vec<Segment>,
+    /// The fixed text before the first group, or all of it.
+    front: String,
+}
 
 /// In the order of precedence: what says more wins over what says less.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,7 +42,8 @@ impl Pattern {
         if segments.iter().rev().skip(1).any(|segment| matches!(segment, Segment::Rest(_))) {
             return Err("may have a group of all that is left, {name*}, only at its end");
         }
-        let pattern = Self(root.into_iter().chain(segments).collect());
+        let front = text.split_once('{').map_or(text, |(front, _)| front).to_owned();
+        let pattern = Self { segments: root.into_iter().chain(segments).collect(), front };
         let twice = |name| pattern.groups().filter(|other| *other == name).count() > 1;
         if pattern.groups().any(twice) {
             return Err("has a group twice");
@@ -48,8 +53,12 @@ impl Pattern {
 
     /// Whether `path` has this form. Groups are never empty.
     pub(crate) fn matches(&self, path: &str) -> bool {
+        // Most paths have another front than most patterns.
+        if !path.starts_with(&self.front) {
+            return false;
+        }
         let mut parts = path.split('/');
-        for segment in &self.0 {
+        for segment in &self.segments {
             let Some(part) = parts.next() else { return false };
             match segment {
                 Segment::Fixed(text) if text == part => {}
@@ -63,7 +72,7 @@ impl Pattern {
 
     /// What stands for a group in a path of this form.
     pub(crate) fn group<'p>(&self, path: &'p str, name: &str) -> Option<&'p str> {
-        self.0.iter().enumerate().find_map(|(at, segment)| match segment {
+        self.segments.iter().enumerate().find_map(|(at, segment)| match segment {
             Segment::One(group) if group == name => path.split('/').nth(at),
             Segment::Rest(group) if group == name => path.splitn(at + 1, '/').nth(at),
             _ => None,
@@ -72,7 +81,7 @@ impl Pattern {
 
     /// The names of its groups.
     pub(crate) fn groups(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().filter_map(|segment| match segment {
+        self.segments.iter().filter_map(|segment| match segment {
             Segment::Fixed(_) => None,
             Segment::One(name) | Segment::Rest(name) => Some(name.as_str()),
         })
@@ -81,7 +90,7 @@ impl Pattern {
     /// The path with these values for its groups; `None` where one is missing. What cannot stand in a path is percent-encoded.
     pub(crate) fn fill<'v>(&self, value: impl Fn(&str) -> Option<&'v str>) -> Option<String> {
         let mut path = String::new();
-        for (at, segment) in self.0.iter().enumerate() {
+        for (at, segment) in self.segments.iter().enumerate() {
             if at > 0 {
                 path.push('/');
             }
@@ -96,7 +105,7 @@ impl Pattern {
 
     /// Sorts what says more before what says less, so that `/jobs/upload` is found before `/jobs/{id}`.
     pub(crate) fn precedence(&self, other: &Self) -> std::cmp::Ordering {
-        let kinds = |pattern: &Self| pattern.0.iter().map(Segment::kind).collect::<Vec<_>>();
+        let kinds = |pattern: &Self| pattern.segments.iter().map(Segment::kind).collect::<Vec<_>>();
         kinds(self).cmp(&kinds(other))
     }
 
@@ -106,7 +115,7 @@ impl Pattern {
             (Segment::Fixed(a), Segment::Fixed(b)) => a == b,
             _ => a.kind() == b.kind(),
         };
-        self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(alike)
+        self.segments.len() == other.segments.len() && self.segments.iter().zip(&other.segments).all(alike)
     }
 }
 

@@ -56,7 +56,8 @@ pub(crate) fn offered(headers: &HeaderMap) -> Option<Duration> {
 
 /// Takes the offer out, and leaves other preferences.
 pub(crate) fn withdraw(headers: &mut HeaderMap) {
-    if offered(headers).is_none() {
+    // Most requests prefer nothing, and a look-up would hash.
+    if !headers.keys().any(|name| *name == PREFER) || offered(headers).is_none() {
         return;
     }
     let kept: Vec<String> = headers

@@ -83,8 +83,10 @@ impl Call {
         head: &request::Parts,
         body: &Held,
     ) -> Option<Key> {
-        let comparable = self.create.is_some() && matches!(body, Held::Whole(..));
-        let key = head.headers.get(IDEMPOTENCY_KEY).filter(|_| comparable)?;
+        if self.create.is_none() || !matches!(body, Held::Whole(..)) {
+            return None;
+        }
+        let key = head.headers.get(IDEMPOTENCY_KEY)?;
         Some(Key { account, client, name: key.as_bytes().escape_ascii().to_string() })
     }
 

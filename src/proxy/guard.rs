@@ -48,27 +48,23 @@ impl Guard {
         if target > MAX_TARGET_BYTES {
             return Err(Rejection::TargetTooLong { limit_bytes: MAX_TARGET_BYTES });
         }
-        let head: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-        if head > MAX_HEAD_BYTES {
+        let fields = Fields::of(&request.headers);
+        if fields.bytes > MAX_HEAD_BYTES {
             return Err(Rejection::HeadTooLarge { limit_bytes: MAX_HEAD_BYTES });
         }
-        self.check_host(request)?;
-        self.check_origin(&request.headers)?;
-        check_coding(&request.headers)?;
-        // RFC 9110 §10.1.1: no other expectation is defined.
-        if request
-            .headers
-            .get_all(header::EXPECT)
-            .iter()
-            .any(|wish| !wish.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-        {
+        self.check_host(request, &fields)?;
+        self.check_origin(&fields)?;
+        if fields.bad_coding {
+            return Err(Rejection::BadTransferCoding);
+        }
+        if fields.bad_expectation {
             return Err(Rejection::BadRequest("an expectation other than 100-continue"));
         }
         // HTTP/1 has been checked before; what is for the server as a whole is for us (RFC 9110 §9.3.7).
         if request.uri.path() == "*" && request.method != Method::OPTIONS {
             return Err(Rejection::BadRequest("the target * is for OPTIONS only"));
         }
-        match content_length(&request.headers) {
+        match fields.length.and_then(length_of) {
             Some(length) if length > self.max_body_bytes => {
                 Err(Rejection::BodyTooLarge { limit_bytes: self.max_body_bytes })
             }
@@ -76,10 +72,9 @@ impl Guard {
         }
     }
 
-    fn check_host(&self, request: &request::Parts) -> Result<(), Rejection> {
-        let mut hosts = request.headers.get_all(header::HOST).iter();
-        let named = hosts.next().map(|host| host.to_str().map_err(|_| Rejection::MisdirectedHost)).transpose()?;
-        if hosts.next().is_some() {
+    fn check_host(&self, request: &request::Parts, fields: &Fields<'_>) -> Result<(), Rejection> {
+        let named = fields.host.map(|host| host.to_str().map_err(|_| Rejection::MisdirectedHost)).transpose()?;
+        if fields.hosts > 1 {
             return Err(Rejection::BadRequest("more than one Host field"));
         }
         // HTTP/2 and absolute-form targets carry the authority in the target (RFC 9113 §8.3.1, RFC 9112 §3.2.2).
@@ -114,18 +109,20 @@ impl Guard {
         if self.origins.is_empty() {
             return None;
         }
-        let origin = headers.get(header::ORIGIN)?;
-        let text = origin.to_str().ok()?;
-        self.origins.iter().any(|known| known.eq_ignore_ascii_case(text)).then_some(origin)
+        headers.get(header::ORIGIN).filter(|origin| self.allows(origin))
+    }
+
+    fn allows(&self, origin: &HeaderValue) -> bool {
+        origin.to_str().is_ok_and(|text| self.origins.iter().any(|known| known.eq_ignore_ascii_case(text)))
     }
 
     /// A page in a browser may not spend the key, unless its origin was allowed by name.
-    fn check_origin(&self, headers: &HeaderMap) -> Result<(), Rejection> {
-        match headers.get(header::ORIGIN) {
-            Some(_) if self.allowed_origin(headers).is_some() => Ok(()),
+    fn check_origin(&self, fields: &Fields<'_>) -> Result<(), Rejection> {
+        match fields.origin {
+            Some(origin) if self.allows(origin) => Ok(()),
             Some(_) => Err(Rejection::ForbiddenOrigin),
             // Browsers that leave Origin out (plain navigation, images) still name the relation.
-            None => match headers.get("sec-fetch-site").map(http::HeaderValue::as_bytes) {
+            None => match fields.fetch_site.map(HeaderValue::as_bytes) {
                 Some(b"cross-site" | b"same-site") => Err(Rejection::ForbiddenOrigin),
                 _ => Ok(()),
             },
@@ -148,18 +145,52 @@ fn without_port(host: &str) -> Option<&str> {
     (!name.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())).then_some(name)
 }
 
-fn check_coding(headers: &HeaderMap) -> Result<(), Rejection> {
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    match (codings.next(), codings.next()) {
-        (None, _) => Ok(()),
-        (Some(coding), None) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(()),
-        _ => Err(Rejection::BadTransferCoding),
+/// The fields that are judged, found in one pass: a look-up of each would hash each. Of those that come more than once, the first.
+#[derive(Default)]
+struct Fields<'h> {
+    /// Names, values and what stands between them.
+    bytes: usize,
+    host: Option<&'h HeaderValue>,
+    hosts: u32,
+    origin: Option<&'h HeaderValue>,
+    fetch_site: Option<&'h HeaderValue>,
+    length: Option<&'h HeaderValue>,
+    codings: u32,
+    bad_coding: bool,
+    bad_expectation: bool,
+}
+
+impl<'h> Fields<'h> {
+    fn of(headers: &'h HeaderMap) -> Self {
+        let mut fields = Self::default();
+        for (name, value) in headers {
+            let name = name.as_str();
+            fields.bytes += name.len() + value.len() + 4;
+            match name {
+                "host" => {
+                    fields.hosts += 1;
+                    fields.host.get_or_insert(value);
+                }
+                "origin" => _ = fields.origin.get_or_insert(value),
+                "sec-fetch-site" => _ = fields.fetch_site.get_or_insert(value),
+                "content-length" => _ = fields.length.get_or_insert(value),
+                "transfer-encoding" => {
+                    fields.codings += 1;
+                    let chunked = value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+                    fields.bad_coding |= !chunked || fields.codings > 1;
+                }
+                // RFC 9110 §10.1.1: no other expectation is defined.
+                "expect" => fields.bad_expectation |= !value.as_bytes().eq_ignore_ascii_case(b"100-continue"),
+                _ => {}
+            }
+        }
+        fields
     }
 }
 
 /// The declared length; lengths that are no number or disagree have been refused before.
-pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
+pub(crate) fn length_of(value: &HeaderValue) -> Option<u64> {
+    value.to_str().ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::protocol::{Protocol, wait};
 
-use super::guard::content_length;
+use super::guard::length_of;
 use super::identify::CREDENTIALS;
 
 /// How long a caller is willing to wait in the queue: `10s`, `1m30s`.
@@ -37,17 +37,21 @@ fn is_hop_by_hop(name: &str) -> bool {
 
 /// Removes fields of one connection, and those that `Connection` names; but Host and length cannot be named away.
 pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-            .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
-            .collect();
-        for name in named {
-            headers.remove(name);
-        }
+    if !headers.keys().any(|name| is_hop_by_hop(name.as_str())) {
+        return;
+    }
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        // Names of no field that could go on, and mostly all there is.
+        .filter(|name| !matches!(*name, b"keep-alive" | b"close"))
+        .filter_map(|name| HeaderName::from_bytes(name).ok())
+        .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
+        .collect();
+    for name in named {
+        headers.remove(name);
     }
     remove_where(headers, |name| is_hop_by_hop(name.as_str()));
 }
@@ -88,8 +92,10 @@ pub(crate) fn prepare(headers: &mut HeaderMap, out: Outbound<'_>) {
     }
     out.protocol.dress(headers);
     headers.insert(header::HOST, out.host.clone());
-    if headers.get(header::CONTENT_LENGTH).is_some_and(|length| length.len() > 1 && length.as_bytes()[0] == b'0')
-        && let Some(length) = content_length(headers)
+    if let Some(length) = headers.get(header::CONTENT_LENGTH)
+        && length.len() > 1
+        && length.as_bytes().starts_with(b"0")
+        && let Some(length) = length_of(length)
     {
         // Nobody shall take 010 for eight.
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));

@@ -25,6 +25,12 @@ pub(crate) fn check(protocol: &Protocol, method: &Method, path: &str) -> Result<
 /// The path as a server may read it that decodes unreserved characters and slashes (RFC 3986 §6.2.2.2), removes dot segments (§5.2.4) and
 /// leaves empty segments out. Borrowed where that is the path itself.
 fn plain(path: &str) -> Cow<'_, str> {
+    // Most have none of these anywhere.
+    let bytes = path.as_bytes();
+    let after_slash = |pair: &[u8]| matches!(pair, [b'/', b'/' | b'.']);
+    if !bytes.contains(&b'%') && !bytes.ends_with(b"/") && !bytes.windows(2).any(after_slash) {
+        return Cow::Borrowed(path);
+    }
     let odd = |segment: &str| matches!(segment, "" | "." | "..") || segment.contains('%');
     if path == "/" || !path.strip_prefix('/').is_some_and(|rest| rest.split('/').any(odd)) {
         return Cow::Borrowed(path);

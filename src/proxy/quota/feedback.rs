@@ -6,7 +6,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// Header of the places left in the upstream's window.
 pub(crate) const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
@@ -30,21 +30,32 @@ pub(crate) struct Feedback {
 
 impl Feedback {
     /// Reads the headers of an answer received at `wall` by our clock.
-    pub(crate) fn read(headers: &HeaderMap, wall: SystemTime) -> Self {
-        let wall = text(headers, &http::header::DATE)
-            .filter(|_| headers.contains_key(&RESET) || headers.contains_key(http::header::RETRY_AFTER))
-            .and_then(|date| httpdate::parse_http_date(date).ok())
-            .unwrap_or(wall);
+    pub(crate) fn read(headers: &HeaderMap, mut wall: SystemTime) -> Self {
+        // In one pass: a look-up of each would hash each. Of those that come more than once, the first.
+        let (mut remaining, mut reset, mut after, mut date) = (None, None, None, None);
+        for (name, value) in headers {
+            let field = match name.as_str() {
+                "x-ratelimit-remaining" => &mut remaining,
+                "x-ratelimit-reset" => &mut reset,
+                "retry-after" => &mut after,
+                "date" => &mut date,
+                _ => continue,
+            };
+            field.get_or_insert(value);
+        }
+        if (reset, after) != (None, None) {
+            wall = text(date).and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(wall);
+        }
         Self {
-            remaining: text(headers, &REMAINING).and_then(|value| value.parse().ok()),
-            reset_in: text(headers, &RESET).and_then(|value| reset_in(value, wall)),
-            retry_after: text(headers, &http::header::RETRY_AFTER).and_then(|value| retry_after(value, wall)),
+            remaining: text(remaining).and_then(|value| value.parse().ok()),
+            reset_in: text(reset).and_then(|value| reset_in(value, wall)),
+            retry_after: text(after).and_then(|value| retry_after(value, wall)),
         }
     }
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim)
+fn text(value: Option<&HeaderValue>) -> Option<&str> {
+    value.and_then(|value| value.to_str().ok()).map(str::trim)
 }
 
 fn reset_in(value: &str, wall: SystemTime) -> Option<Duration> {
@@ -71,7 +82,6 @@ fn retry_after(value: &str, wall: SystemTime) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
     use proptest::prelude::*;
 
     use super::*;

@@ -19,22 +19,27 @@ pub(crate) fn check(head: &mut response::Parts) -> Result<(), &'static str> {
         (Some(coding), None) if coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") => {}
         _ => return Err("it has another transfer coding than chunked"),
     }
-    if let Some(length) = length {
+    if let Some((length, plain)) = length
+        && !plain
+    {
         head.headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
     }
     Ok(())
 }
 
-/// The declared length.
-fn length(headers: &HeaderMap) -> Result<Option<u64>, &'static str> {
-    let mut length = None;
+/// The declared length, and whether it is said once and as we would say it.
+fn length(headers: &HeaderMap) -> Result<Option<(u64, bool)>, &'static str> {
+    let mut length: Option<(u64, bool)> = None;
     for value in headers.get_all(CONTENT_LENGTH) {
         for one in value.as_bytes().split(|byte| *byte == b',') {
-            let one = parse(one.trim_ascii()).ok_or("its length is no number")?;
-            if length.is_some_and(|before| before != one) {
-                return Err("it has two lengths");
-            }
-            length = Some(one);
+            let digits = one.trim_ascii();
+            let plain = digits.len() == value.len() && (digits.len() == 1 || !digits.starts_with(b"0"));
+            let one = parse(digits).ok_or("its length is no number")?;
+            length = match length {
+                None => Some((one, plain)),
+                Some((before, _)) if before == one => Some((one, false)),
+                Some(_) => return Err("it has two lengths"),
+            };
         }
     }
     Ok(length)
@@ -97,9 +102,10 @@ mod tests {
         fn lengths_are_numbers_or_refused(value in "[ -~]{0,24}") {
             let mut headers = HeaderMap::new();
             headers.append(CONTENT_LENGTH, HeaderValue::try_from(value.as_str()).expect("visible"));
-            if let Ok(Some(length)) = length(&headers) {
+            if let Ok(Some((length, plain))) = length(&headers) {
                 let all = value.split(',').all(|one| one.trim_start_matches([' ', '0']).trim() == length.to_string() || (length == 0 && !one.trim().is_empty()));
                 prop_assert!(all, "{value} is not {length}");
+                prop_assert_eq!(plain, value == length.to_string());
             }
         }
     }
