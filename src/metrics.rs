@@ -66,7 +66,8 @@ pub(crate) struct Metrics {
     pub(crate) reload: reload::Metrics,
     /// By class (the last: unclassified) and status class.
     requests: [[Counter; 5]; 5],
-    rejections: Family<[(&'static str, &'static str); 1], Counter>,
+    /// By place in `CODES`.
+    rejections: [Counter; CODES.len()],
     queue_wait: [Histogram; 4],
     duration: [Histogram; 4],
     accounts: accounts::Families,
@@ -165,8 +166,9 @@ impl Metrics {
 
         let requests = Family::<[(&str, &str); 2], Counter>::default();
         registry.register("requests", "Finished requests, by class and status class", requests.clone());
-        let rejections = Family::default();
+        let rejections = Family::<[(&str, &str); 1], Counter>::default();
         registry.register("rejections", "Answers of the proxy itself, by code", rejections.clone());
+        let rejections = CODES.map(|code| rejections.get_or_create_owned(&[("code", code)]));
         let classes = [0, 1, 2, 3, 4].map(|class| Class::ALL.get(class).map_or(UNCLASSIFIED, |class| class.name()));
         let requests = classes
             .map(|class| STATUSES.map(|status| requests.get_or_create_owned(&[("class", class), ("status", status)])));
@@ -208,8 +210,8 @@ impl Metrics {
     ) {
         let status = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
         self.requests[class.map_or(4, |class| class as usize)][status].inc();
-        if let Some(code) = code {
-            self.rejections.get_or_create_owned(&[("code", code)]).inc();
+        if let Some(place) = code.and_then(|code| CODES.iter().position(|known| *known == code)) {
+            self.rejections[place].inc();
         }
         if let Some(class) = class {
             self.queue_wait[class as usize].observe(queued.as_secs_f64());
@@ -224,8 +226,8 @@ impl Metrics {
 
     /// Answers of the proxy itself so far, by code; none that is zero.
     pub(crate) fn rejected(&self) -> BTreeMap<&'static str, u64> {
-        let counted = |code| Some((code, self.rejections.get(&[("code", code)])?.get()));
-        CODES.into_iter().filter_map(counted).collect()
+        let counted = CODES.into_iter().zip(self.rejections.iter().map(Counter::get));
+        counted.filter(|(_, count)| *count > 0).collect()
     }
 
     /// Jobs so far, by how they ended; none that is zero.

@@ -22,8 +22,16 @@ pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-re
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
-/// The body of the last answer to a request over the limit, and what it tells.
-type LastRefusal = Option<((Family, u32, Duration, Option<u64>), Bytes)>;
+/// What the last answer to a request over the limit told, its body, `Proxy-Status` and `Retry-After`.
+type LastRefusal = Option<((Family, u32, Duration, u64), Written)>;
+
+/// The parts of an answer that do not change from one to the next.
+#[derive(Clone)]
+struct Written {
+    body: Bytes,
+    proxy_status: HeaderValue,
+    retry_after: Option<HeaderValue>,
+}
 
 thread_local! {
     static LAST_REFUSAL: RefCell<LastRefusal> = const { RefCell::new(None) };
@@ -306,7 +314,8 @@ impl Rejection {
     pub(crate) fn response(&self, family: Family) -> Response<Bytes> {
         let status = self.status();
         let retry_in = self.retry_in().map(|wait| wait.max(Duration::from_millis(1)));
-        let mut response = Response::new(self.body(family, retry_in));
+        let Written { body, proxy_status, retry_after } = self.written(family, retry_in);
+        let mut response = Response::new(body);
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.reserve(16);
@@ -319,13 +328,10 @@ impl Rejection {
         if matches!(self, Self::NotYours) {
             return response; // in the upstream's own form, which tells nothing about the job
         }
-        let mut values = Values::new();
-        values.text("sluicegate; error=").text(self.proxy_error()).text("; details=\"").text(self.code());
-        headers.insert(PROXY_STATUS, values.text("\"").take());
-        if let Some(wait) = retry_in {
-            headers.insert(header::RETRY_AFTER, values.number(whole_seconds(wait)).take());
-            let millis = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-            headers.insert(RETRY_AFTER_MS, values.number(millis).take());
+        headers.insert(PROXY_STATUS, proxy_status);
+        if let (Some(wait), Some(retry_after)) = (retry_in, retry_after) {
+            headers.insert(header::RETRY_AFTER, retry_after);
+            headers.insert(RETRY_AFTER_MS, HeaderValue::from(millis_up(wait)));
         } else {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
@@ -338,17 +344,27 @@ impl Rejection {
         response
     }
 
-    fn body(&self, family: Family, retry_in: Option<Duration>) -> Bytes {
-        let Self::RateLimited { limit, window, .. } = *self else { return self.written(family, retry_in) };
+    fn written(&self, family: Family, retry_in: Option<Duration>) -> Written {
+        let (Self::RateLimited { limit, window, .. }, Some(wait)) = (self, retry_in) else {
+            return self.write(family, retry_in);
+        };
         // A storm of refusals: for a second, all are the same.
-        let told = (family, limit, window, retry_in.map(whole_seconds));
+        let told = (family, *limit, *window, whole_seconds(wait));
         LAST_REFUSAL.with_borrow_mut(|last| match last {
-            Some((of, body)) if *of == told => body.clone(),
-            _ => last.insert((told, self.written(family, retry_in))).1.clone(),
+            Some((of, written)) if *of == told => written.clone(),
+            _ => last.insert((told, self.write(family, retry_in))).1.clone(),
         })
     }
 
-    fn written(&self, family: Family, retry_in: Option<Duration>) -> Bytes {
+    fn write(&self, family: Family, retry_in: Option<Duration>) -> Written {
+        let mut values = Values::new();
+        values.text("sluicegate; error=").text(self.proxy_error()).text("; details=\"").text(self.code());
+        let proxy_status = values.text("\"").take();
+        let retry_after = retry_in.map(|wait| HeaderValue::from(whole_seconds(wait)));
+        Written { body: self.body(family, retry_in), proxy_status, retry_after }
+    }
+
+    fn body(&self, family: Family, retry_in: Option<Duration>) -> Bytes {
         let answer = Answer { rejection: self, detail: self.to_string(), family, retry_in };
         let mut body = Vec::with_capacity(512);
         match serde_json::to_writer(&mut body, &answer) {
@@ -421,6 +437,12 @@ fn not_allowed(model: &str) -> String {
     } else {
         format!("the model {model:?} may not be used here")
     }
+}
+
+/// Whole milliseconds, rounded up; without the 128 bits of `Duration::as_nanos`.
+fn millis_up(wait: Duration) -> u64 {
+    let millis = wait.subsec_nanos().div_ceil(1_000_000);
+    wait.as_secs().saturating_mul(1000).saturating_add(millis.into())
 }
 
 /// Whole seconds, rounded up, at least one.

@@ -1,6 +1,6 @@
 //! The answer on its way down: an upstream's, cleaned, or our own; both with the fields that every answer has.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
@@ -28,6 +28,9 @@ pub(crate) use self::relay::RelayBody;
 /// Whether an upstream's answer can be passed on at all.
 pub(crate) mod framing;
 
+/// The fields that tell limits.
+mod limits;
+
 /// The body.
 mod relay;
 
@@ -38,8 +41,6 @@ const CREDITS_CHARGED: HeaderName = HeaderName::from_static("sluicegate-credits-
 const CREDITS_RESERVED: HeaderName = HeaderName::from_static("sluicegate-credits-reserved");
 /// What is left of today's budget.
 const CREDITS_REMAINING: HeaderName = HeaderName::from_static("sluicegate-credits-remaining");
-const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// The upstream's own limits, under names that cannot be taken for ours.
 const UPSTREAM_LIMITS: [(HeaderName, HeaderName); 3] = [
@@ -181,49 +182,47 @@ fn clean(headers: &mut HeaderMap) {
 
 /// Adds our fields to an answer, whoever made it.
 fn tell(headers: &mut HeaderMap, told: &Told<'_>) {
-    let mut values = Values::new();
     headers.reserve(8);
     headers.insert(REQUEST_ID, told.request_id.clone());
-    values.text("queue;dur=").millis(told.queued).text(", upstream;dur=").millis(told.upstream);
-    headers.append(SERVER_TIMING, values.text(", attempts;desc=\"").number(told.attempts).text("\"").take());
+    headers.append(SERVER_TIMING, timing(told));
     if let Some(charge) = told.charge {
         headers.insert(CHARGE, HeaderValue::from_static(charge.name()));
     }
     match told.credits {
         Some(Receipt::Charged(amount)) => {
-            drop(headers.insert(CREDITS_CHARGED, values.text(&amount.to_string()).take()));
+            drop(headers.insert(CREDITS_CHARGED, credits(amount)));
         }
         Some(Receipt::Reserved(amount)) => {
-            headers.insert(CREDITS_RESERVED, values.text(&amount.to_string()).take());
+            headers.insert(CREDITS_RESERVED, credits(amount));
         }
         None => {}
     }
     if let Some(left) = told.credits_left {
-        headers.insert(CREDITS_REMAINING, values.text(&left.to_string()).take());
+        headers.insert(CREDITS_REMAINING, credits(left));
     }
     let Some(view) = told.view else { return };
-    headers.insert(LIMIT, values.number(view.limit).take());
-    headers.insert(REMAINING, values.number(view.remaining).take());
-    headers.insert(RESET, values.number(epoch_second(told.wall + view.reset_in)).take());
-    // draft-ietf-httpapi-ratelimit-headers-10: quota and window in seconds; what is left and until when.
-    let (window, until) = (seconds_up(view.window), seconds_up(view.reset_in));
-    headers
-        .insert(RATE_LIMIT_POLICY, values.text("\"requests\";q=").number(view.limit).text(";w=").number(window).take());
-    headers.insert(RATE_LIMIT, values.text("\"requests\";r=").number(view.remaining).text(";t=").number(until).take());
+    limits::tell(headers, view, told.wall);
 }
 
-/// Whole seconds, rounded up.
-fn seconds_up(duration: Duration) -> u64 {
-    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+fn credits(amount: Amount) -> HeaderValue {
+    Values::new().text(&amount.to_string()).take()
 }
 
-/// Rounded up.
-fn epoch_second(at: SystemTime) -> u64 {
-    seconds_up(at.duration_since(UNIX_EPOCH).unwrap_or_default())
+/// How long the call waited here, and there.
+fn timing(told: &Told<'_>) -> HeaderValue {
+    const SHOWN: Duration = Duration::from_micros(50);
+    if told.attempts == 0 && told.queued < SHOWN && told.upstream < SHOWN {
+        return HeaderValue::from_static("queue;dur=0.0, upstream;dur=0.0, attempts;desc=\"0\"");
+    }
+    let mut values = Values::new();
+    values.text("queue;dur=").millis(told.queued).text(", upstream;dur=").millis(told.upstream);
+    values.text(", attempts;desc=\"").number(told.attempts).text("\"").take()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     #[test]

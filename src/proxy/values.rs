@@ -28,7 +28,9 @@ impl Values {
 
     /// Milliseconds with one decimal, the unit of `Server-Timing`.
     pub(crate) fn millis(&mut self, duration: Duration) -> &mut Self {
-        let tenths = (duration.as_micros() + 50) / 100;
+        // In 64 bits, which hold half a million years of microseconds.
+        let micros = duration.as_secs().saturating_mul(1_000_000).saturating_add(duration.subsec_micros().into());
+        let tenths = micros.saturating_add(50) / 100;
         self.number(tenths / 10).text(".").number(tenths % 10)
     }
 
