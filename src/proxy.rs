@@ -152,7 +152,7 @@ async fn forward(
     record.applied = app.apply_rules(&call, account, &mut head, &mut body, &mut model)?;
     let cost = app.cost(&call, (account, client), &head, &body, model.as_deref());
     let idempotency = call.idempotency_key(account, client, &head, &body);
-    let head = app.outbound(&call, account, head)?;
+    app.retarget(&mut head)?;
     let model = model.unwrap_or_else(|| "unknown".into());
     let outgoing =
         Outgoing { call, account, client, head, held: body, model, cost, keyed: None, max_wait, webhook: None };

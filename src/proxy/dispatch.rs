@@ -75,7 +75,7 @@ pub(crate) struct Passed {
 impl Outgoing {
     /// Credits, queue, slot, quota, send with retries, observe. `caller` is watched while nothing is under way: when all have left, so do we.
     pub(crate) async fn dispatch(
-        self,
+        mut self,
         worker: &Worker,
         caller: Option<&watch::Sender<Outcome>>,
     ) -> Result<Passed, Refusal> {
@@ -109,7 +109,8 @@ impl Outgoing {
             () = app.drained.cancelled() => return Err(Rejection::Draining.into()),
             () = gone(caller) => return Err(Rejection::BadRequest("the caller left").into()),
         };
-        let (asked, queued) = (Instant::now(), begun.elapsed());
+        let asked = Instant::now();
+        let queued = asked - begun;
         let unsent = |rejection: Rejection| Refusal { spent: Spent { queued, ..Spent::default() }, ..rejection.into() };
         let Turn { permit, slot, seq } = turn;
         let number =
@@ -125,6 +126,8 @@ impl Outgoing {
             }
             None => None,
         };
+        // Not before: whom the queue refuses does not need it.
+        app.dress(call, account, &mut self.head.headers);
         let path = call.job.as_ref().map(|_| self.head.uri.path().to_owned()).unwrap_or_default();
         let sent = Sending {
             worker,
@@ -150,25 +153,26 @@ impl Outgoing {
                 return Err(Refusal { rejection, charge, spent: Spent { attempts, queued, upstream, credits } });
             }
         };
-        let status = reply.head.status;
-        let whole = reply.body.whole().cloned().unwrap_or_default();
-        let told = Told::new(status, &reply.head.headers, &whole);
+        let told = || {
+            let whole = reply.body.whole().cloned().unwrap_or_default();
+            Told::new(reply.head.status, &reply.head.headers, &whole)
+        };
         let (charge, job) = match (pending, &call.job, call.class) {
             // Boxed: few calls are creates, and all would pay for its place.
             (Some(pending), ..) => {
-                let (charge, job) = Box::pin(settle(pending, self.webhook, &told, app)).await;
+                let (charge, job) = Box::pin(settle(pending, self.webhook, told(), app)).await;
                 (Some(charge), job)
             }
             (None, Some(id), Class::Poll) => {
                 if reply.body.whole().is_some() {
-                    app.jobs.saw_poll(id, owner, &path, told, asked);
+                    app.jobs.saw_poll(id, owner, &path, told(), asked);
                 } else {
                     app.jobs.saw_too_much(id);
                 }
                 (None, None)
             }
             (None, Some(id), Class::Cancel) => {
-                app.jobs.saw_cancel(id, told);
+                app.jobs.saw_cancel(id, told());
                 (None, None)
             }
             _ => (None, None),
@@ -182,14 +186,14 @@ impl Outgoing {
 async fn settle(
     pending: jobs::Pending,
     webhook: Option<Box<Intent>>,
-    told: &Told,
+    told: Told,
     app: &App,
 ) -> (Charge, Option<String>) {
     if let Some(webhook) = webhook {
         // Before the job table may see the job's end.
         webhook.answered(&app.protocol, told.status, &told.body).await;
     }
-    pending.settle(told).await
+    pending.settle(&told).await
 }
 
 /// Resolves when every caller of a create has left; never for calls that end by being dropped.

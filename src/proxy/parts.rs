@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::{header, request};
+use http::{HeaderMap, header, request};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -240,23 +240,23 @@ impl App {
         }
     }
 
-    /// The head of the attempts: target below the upstream's prefix, credentials out, key in.
-    pub(crate) fn outbound(
-        &self,
-        call: &Call,
-        account: usize,
-        mut head: request::Parts,
-    ) -> Result<request::Parts, Rejection> {
+    /// The request's target as the upstream's: below its prefix, without a credential.
+    pub(crate) fn retarget(&self, head: &mut request::Parts) -> Result<(), Rejection> {
         let target = match head.uri.query().map(|query| (query, identify::without_key(query))) {
             Some((_, Some(kept))) => self.target.origin_form(head.uri.path(), Some(&kept)),
             Some((query, None)) => self.target.same(&head.uri, Some(query)),
             None => self.target.same(&head.uri, None),
         };
         head.uri = target.ok_or(Rejection::BadRequest("the request target is not valid"))?;
+        Ok(())
+    }
+
+    /// A caller's fields as those of the attempts: credentials out, key in.
+    pub(crate) fn dress(&self, call: &Call, account: usize, headers: &mut HeaderMap) {
         if call.auth == RouteAuth::Client
-            && head.headers.get_all(header::AUTHORIZATION).iter().any(|value| self.clients.is_token(value))
+            && headers.get_all(header::AUTHORIZATION).iter().any(|value| self.clients.is_token(value))
         {
-            head.headers.remove(header::AUTHORIZATION);
+            headers.remove(header::AUTHORIZATION);
         }
         let key = (call.auth == RouteAuth::Account).then(|| self.accounts[account].key.header(call.family));
         let idempotency_key = call.create.map(|_| headers::random_id());
@@ -267,8 +267,7 @@ impl App {
             plain_answer: call.observed(),
             idempotency_key,
         };
-        headers::prepare(&mut head.headers, out);
-        Ok(head)
+        headers::prepare(headers, out);
     }
 
     /// LLM calls of a plan with `llm = "unmetered"` and routes without the account's key spend no quota.

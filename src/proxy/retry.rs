@@ -25,7 +25,7 @@ use super::quota::Refused;
 use super::quota::feedback::Feedback;
 use super::rejection::{Rejection, Unreachable};
 use super::response::framing;
-use super::upstream::{NotReady, Return, SendError};
+use super::upstream::{Connection, NotReady, Return, SendError};
 
 pub(crate) use self::budget::Budget;
 pub(crate) use self::policy::{Next, Outcome, Tried};
@@ -116,26 +116,29 @@ impl Sending<'_> {
         let deadline = begun + app.total_timeout.max(attempt_timeout);
         app.account(self.account).budget().first(begun);
         let (metered, mut renewed) = (permit.is_metered(), false);
+        let mut now = begun;
         for attempt in 1.. {
             let result = loop {
                 if app.is_superseded() {
                     self.take_newest_key();
                 }
-                let until = deadline.min(Instant::now() + attempt_timeout);
+                let until = deadline.min(now + attempt_timeout);
                 let result = self.attempt(permit, until, attempt, attempt_timeout).await;
                 // The circuit opened while the call waited for its turn: it was no attempt, and it waits again.
                 if !matches!(&result, Err(failed) if matches!(failed.rejection, Rejection::CircuitOpen { .. })) {
                     break result;
                 }
                 // Boxed, as it is rare: every request's future would be larger by it.
-                permit = match Box::pin(self.once_reachable(seq, metered, begun, deadline)).await {
+                let again = Box::pin(self.once_reachable(seq, metered, begun, deadline)).await;
+                now = Instant::now();
+                permit = match again {
                     Ok(permit) => permit,
                     Err(rejection) => {
-                        return finish(Err(Failed { outcome: Outcome::Unsent, rejection }), attempt - 1, begun);
+                        return finish(Err(Failed { outcome: Outcome::Unsent, rejection }), attempt - 1, now - begun);
                     }
                 };
             };
-            let now = Instant::now();
+            now = Instant::now();
             let (outcome, retry_after) = match &result {
                 Ok(reply) => (
                     Outcome::Answer(reply.head.status),
@@ -159,16 +162,18 @@ impl Sending<'_> {
             if !renewed && self.is_key_refused(&result) {
                 renewed = true;
                 // Boxed, as it is rare: every request's future would be larger by it.
-                match Box::pin(self.with_another_key(result, seq, metered, deadline)).await {
+                let again = Box::pin(self.with_another_key(result, seq, metered, deadline)).await;
+                now = Instant::now();
+                match again {
                     Ok(again) => permit = again,
-                    Err(result) => return finish(result, attempt, begun),
+                    Err(result) => return finish(result, attempt, now - begun),
                 }
                 account.counters.retry(outcome);
                 continue;
             }
             let next = app.retry.next(tried, fastrand::f64(), || account.budget().withdraw(now));
             if next == Next::Stop {
-                return finish(result, attempt, begun);
+                return finish(result, attempt, now - begun);
             }
             account.counters.retry(outcome);
             // From here on it is rare, and boxed: every request's future would be larger by it.
@@ -190,8 +195,10 @@ impl Sending<'_> {
                 }
             });
             // The deadline came first, or the caller left: the last answer is passed on, if there was one.
-            let Some(turn) = turn.await else {
-                return finish(kept, attempt, begun);
+            let turn = turn.await;
+            now = Instant::now();
+            let Some(turn) = turn else {
+                return finish(kept, attempt, now - begun);
             };
             permit = turn.permit;
         }
@@ -265,6 +272,22 @@ impl Sending<'_> {
         }
     }
 
+    /// A new connection, or one that has come free meanwhile.
+    async fn connect(&self, until: Instant) -> Result<Connection, Failed> {
+        let upstream = &self.worker.upstream;
+        match tokio::time::timeout_at(until, upstream.ready(!self.call.repeatable)).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(NotReady::Failed(failure))) => Err(unsent(failure.0)),
+            Ok(Err(NotReady::Open(retry_in))) => {
+                Err(Failed { outcome: Outcome::Unsent, rejection: Rejection::CircuitOpen { retry_in } })
+            }
+            Err(_) => {
+                upstream.too_slow();
+                Err(unsent(Unreachable::Timeout))
+            }
+        }
+    }
+
     async fn attempt(
         &mut self,
         mut permit: Permit,
@@ -276,17 +299,10 @@ impl Sending<'_> {
         let streamed = self.held.is_streamed();
         let upload = Upload::new(streamed);
         for reconnect in 1.. {
-            let connecting = tokio::time::timeout_at(until, self.worker.upstream.ready(fresh)).await;
-            let connection = match connecting {
-                Ok(Ok(connection)) => connection,
-                Ok(Err(NotReady::Failed(failure))) => return Err(unsent(failure.0)),
-                Ok(Err(NotReady::Open(retry_in))) => {
-                    return Err(Failed { outcome: Outcome::Unsent, rejection: Rejection::CircuitOpen { retry_in } });
-                }
-                Err(_) => {
-                    self.worker.upstream.too_slow();
-                    return Err(unsent(Unreachable::Timeout));
-                }
+            let connection = match self.worker.upstream.pooled(fresh) {
+                Some(connection) => connection,
+                // Boxed, as it is rare: every request's future would be larger by it.
+                None => Box::pin(self.connect(until)).await?,
             };
             if permit.is_stale() {
                 return Err(unsent(Unreachable::Timeout));
@@ -477,8 +493,7 @@ impl Sending<'_> {
 }
 
 /// Says how often the call was tried.
-fn finish(result: Result<Reply, Failed>, attempts: u32, begun: Instant) -> Result<Reply, Unanswered> {
-    let upstream = begun.elapsed();
+fn finish(result: Result<Reply, Failed>, attempts: u32, upstream: Duration) -> Result<Reply, Unanswered> {
     let rejection = match result {
         Ok(reply) => return Ok(Reply { attempts, upstream, ..reply }),
         Err(failed) => failed.rejection,

@@ -13,7 +13,7 @@ use http::{Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -177,7 +177,8 @@ impl Upstream {
         Ok(Connection(Kind::H1(lease)))
     }
 
-    fn pooled(&self, fresh: bool) -> Option<Connection> {
+    /// A connection that is there already.
+    pub(crate) fn pooled(&self, fresh: bool) -> Option<Connection> {
         let mut h2 = self.h2.lock().unwrap_or_else(PoisonError::into_inner);
         h2.retain(|shared| shared.sender.is_ready());
         if let Some(connection) = h2.iter().find_map(Multiplexed::stream) {
@@ -269,16 +270,16 @@ impl Connection {
     pub(crate) async fn send(self, mut request: Request<SendBody>) -> Result<(Response<Incoming>, Return), SendError> {
         match self.0 {
             Kind::H1(mut lease) => {
-                let interim = Arc::new(Interim::default());
-                let counted = Arc::clone(&interim);
-                hyper::ext::on_informational(&mut request, move |_| counted.count());
-                let answer = tokio::select! {
-                    answer = lease.sender.try_send_request(request) => answer,
-                    () = interim.too_many.notified() => return Err(SendError::Flooded),
-                };
-                match answer {
-                    // All in one piece: the answer came with the flood.
-                    Ok(_) if interim.is_flood() => Err(SendError::Flooded),
+                let interim = Arc::new(AtomicU32::new(0));
+                let (counted, connection) = (Arc::clone(&interim), lease.task.0.clone());
+                hyper::ext::on_informational(&mut request, move |_| {
+                    if counted.fetch_add(1, Ordering::Relaxed) >= MAX_INTERIM {
+                        connection.abort();
+                    }
+                });
+                match lease.sender.try_send_request(request).await {
+                    // The connection has been ended; or the answer came with the flood, all in one piece.
+                    _ if interim.load(Ordering::Relaxed) > MAX_INTERIM => Err(SendError::Flooded),
                     Ok(response) => Ok((response, Return(Kind::H1(lease)))),
                     Err(mut error) => Err(match error.take_message() {
                         Some(request) => SendError::Unsent(request.into_body()),
@@ -294,26 +295,6 @@ impl Connection {
                 }),
             },
         }
-    }
-}
-
-/// Counts the interim answers to one request.
-#[derive(Default)]
-struct Interim {
-    count: AtomicU32,
-    too_many: Notify,
-}
-
-impl Interim {
-    fn count(&self) {
-        self.count.fetch_add(1, Ordering::Relaxed);
-        if self.is_flood() {
-            self.too_many.notify_one();
-        }
-    }
-
-    fn is_flood(&self) -> bool {
-        self.count.load(Ordering::Relaxed) > MAX_INTERIM
     }
 }
 

@@ -32,7 +32,9 @@ impl Look for Looker {
         let Ok(uri) = path.parse() else { return true };
         (head.method, head.uri) = (method, uri);
         let call = Call::look(&id);
-        let Ok(head) = app.outbound(&call, owner.account, head) else { return true };
+        if app.retarget(&mut head).is_err() {
+            return true;
+        }
         let (account, client) = (owner.account, owner.client);
         let queue = &app.accounts[account].queue;
         // With a place of its own, as it may be what those wait for who fill the queue. There is one a live job at most.
@@ -49,6 +51,7 @@ impl Look for Looker {
             () = app.drain.cancelled() => return false,
         };
         let Some(turn) = turn else { return false };
+        app.dress(&call, account, &mut head.headers);
         let body = Held::Whole(Bytes::new(), Place::default());
         let mut sending = Sending {
             worker: &worker,

@@ -117,18 +117,21 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        if matches!(self.stage, Stage::Done | Stage::Unmetered) {
+            return;
+        }
         let now = Instant::now();
-        match self.stage {
-            Stage::Reserved => self.account.change(|book| {
+        self.account.change(|book| match self.stage {
+            Stage::Reserved => {
                 book.quota.release(self.claim, now);
                 book.clients.refund(self.client as usize, self.claim.share);
                 if let Some(shared) = &mut book.shared {
                     shared.given_back(self.place.as_deref(), now);
                 }
-            }),
-            Stage::Sent(_) => self.account.change(|book| book.quota.lost(self.claim, now)),
+            }
+            Stage::Sent(_) => book.quota.lost(self.claim, now),
             Stage::Done | Stage::Unmetered => {}
-        }
+        });
     }
 }
 
