@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use self::auth::Auth;
 use self::pattern::Pattern;
 use self::pointer::{Members, Pointer};
+use self::took::{TellsTime, Took};
 use self::wait::WaitField;
 
 pub(crate) use self::auth::KeyHeaders;
@@ -23,6 +24,9 @@ pub(crate) mod pointer;
 
 /// URLs in answers, turned to us.
 mod rewrite;
+
+/// How long a job took.
+pub(crate) mod took;
 
 /// How long one waits.
 pub(crate) mod wait;
@@ -108,8 +112,8 @@ pub struct Protocol {
     pub(crate) wrapper: Option<Pointer>,
     /// Where the word is that says how the job is.
     pub(crate) state: Pointer,
-    /// Where the last answer tells how long the job took from its acceptance to its end, in seconds; first match first.
-    pub(crate) run_times: Vec<Pointer>,
+    /// Where the last answer tells how long the job took.
+    pub(crate) tells_time: TellsTime,
     /// Words that end a job, in any case. Anything else is running.
     pub(crate) succeeded: Vec<String>,
     pub(crate) failed: Vec<String>,
@@ -231,11 +235,8 @@ impl Protocol {
         });
         let status = self.state.first(&members).and_then(pointer::text);
         let ended = status.as_deref().and_then(|status| self.end(status));
-        let run_time = ended.and_then(|_| {
-            let told = self.run_times.iter().find_map(|at| at.first(&members)?.get().parse().ok())?;
-            Duration::try_from_secs_f64(told).ok()
-        });
-        Some(JobAnswer { id, status, ended, run_time })
+        let took = ended.and_then(|_| self.tells_time.read(&members));
+        Some(JobAnswer { id, status, ended, took })
     }
 
     fn end(&self, status: &str) -> Option<End> {
@@ -280,7 +281,7 @@ pub(crate) struct JobAnswer {
     pub(crate) status: Option<String>,
     pub(crate) ended: Option<End>,
     /// From its acceptance to its end, where the answer tells it.
-    pub(crate) run_time: Option<Duration>,
+    pub(crate) took: Option<Took>,
 }
 
 /// How a job ended.
@@ -344,9 +345,9 @@ mod tests {
 
     #[test]
     fn the_last_answer_may_tell_the_run_time() {
-        let told = |body: &str| core_today().read(body.as_bytes()).and_then(|answer| answer.run_time);
+        let told = |body: &str| core_today().read(body.as_bytes()).and_then(|answer| answer.took);
         let ended = r#"{"id": "p1", "status": "succeeded", "metrics": {"total_time": 3.1, "queue_time": 0.4}}"#;
-        assert_eq!(told(ended), Some(Duration::from_secs_f64(3.1)));
+        assert_eq!(told(ended), Some(Took::exactly(Duration::from_secs_f64(3.1))));
         assert_eq!(told(&ended.replace("succeeded", "pending")), None, "it still runs");
         for odd in ["-1", "1e300", "\"3.1\"", "null"] {
             assert_eq!(told(&ended.replace("3.1", odd)), None, "{odd}");
@@ -431,7 +432,7 @@ mod tests {
         let protocol = core_today();
         let read = |text: &str| protocol.read(text.as_bytes());
         let answer = |id: &str, status: &str, ended| {
-            Some(JobAnswer { id: Some(id.into()), status: Some(status.into()), ended, run_time: None })
+            Some(JobAnswer { id: Some(id.into()), status: Some(status.into()), ended, took: None })
         };
         assert_eq!(read(r#"{"id":"a","status":"Succeeded"}"#), answer("a", "Succeeded", Some(End::Succeeded)));
         assert_eq!(read(r#"{"job_id":"b","id":"x","status":"processing"}"#), answer("b", "processing", None));

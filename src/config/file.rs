@@ -105,6 +105,8 @@ pub(super) const KEYS: &[(&str, Kind)] = &[
     ("protocols.*.wrapper", Text),
     ("protocols.*.state", Text),
     ("protocols.*.run_time", Texts),
+    ("protocols.*.began_at", Texts),
+    ("protocols.*.ended_at", Texts),
     ("protocols.*.succeeded", Texts),
     ("protocols.*.failed", Texts),
     ("protocols.*.cancelled", Texts),

@@ -50,7 +50,14 @@ impl Epoch {
         HeaderValue::try_from(date).unwrap_or(HeaderValue::from_static(""))
     }
 
-    /// As in RFC 3339.
+    /// As in RFC 3339, to the microsecond.
+    pub(super) fn exact_timestamp(&self, at: Instant) -> String {
+        let micros = i64::try_from(self.micros(at)).unwrap_or(i64::MAX);
+        let timestamp = jiff::Timestamp::from_microsecond(micros).unwrap_or_default();
+        format!("{timestamp:.6}")
+    }
+
+    /// As in RFC 3339, in whole seconds.
     pub(super) fn timestamp(&self, at: Instant) -> String {
         let secs = i64::try_from(self.secs(at)).unwrap_or(i64::MAX);
         jiff::Timestamp::from_second(secs).unwrap_or_default().to_string()

@@ -95,12 +95,12 @@ impl Job {
                 "created_at": created_at, "result": url, "public_url": null, "error": error,
             }),
             Dialect::Replicate => {
-                let at = |instant: Instant| (now >= instant).then(|| epoch.timestamp(instant));
+                let at = |instant: Instant| (now >= instant).then(|| epoch.exact_timestamp(instant));
                 let prediction = format!("{}/v1/predictions/{}", self.origin, self.id);
                 json!({
                     "id": self.id, "model": self.model, "version": self.version, "input": self.input, "logs": "",
                     "output": url.map(|_| [format!("https://replicate.delivery/mock/{}/out-0.png", self.id)]),
-                    "data_removed": false, "error": error, "source": "api", "status": status, "created_at": created_at,
+                    "data_removed": false, "error": error, "source": "api", "status": status, "created_at": at(self.created),
                     "started_at": at(self.starts), "completed_at": at(self.ends),
                     "metrics": { "predict_time": done.then(|| (self.ends - self.created).as_secs_f64()) },
                     "urls": {

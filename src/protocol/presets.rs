@@ -5,6 +5,7 @@ use http::Method;
 use super::auth::Auth;
 use super::pattern::Pattern;
 use super::pointer::Pointer;
+use super::took::TellsTime;
 use super::wait::{WaitField, around};
 use super::{Create, Does, Model, Protocol, Rule, Signature};
 
@@ -25,7 +26,7 @@ pub(crate) fn core_today() -> Protocol {
         // Some routes wrap their answer in {"success": true, "data": {...}}.
         wrapper: Some(pointer("/data")),
         state: pointer("/status"),
-        run_times: pointers(&["/metrics/total_time"]),
+        tells_time: tells_time(),
         succeeded: words(&["succeeded", "completed"]),
         failed: words(&["failed"]),
         cancelled: words(&["cancelled", "canceled"]),
@@ -59,7 +60,7 @@ pub(crate) fn replicate() -> Protocol {
         ids: pointers(&["/id"]),
         wrapper: None,
         state: pointer("/status"),
-        run_times: pointers(&["/metrics/total_time"]),
+        tells_time: tells_time(),
         succeeded: words(&["succeeded"]),
         failed: words(&["failed", "aborted"]),
         cancelled: words(&["canceled"]),
@@ -91,7 +92,7 @@ pub(crate) fn usual() -> Protocol {
         ids: pointers(&["/id"]),
         wrapper: None,
         state: pointer("/status"),
-        run_times: Vec::new(),
+        tells_time: TellsTime::default(),
         succeeded: Vec::new(),
         failed: Vec::new(),
         cancelled: Vec::new(),
@@ -127,6 +128,15 @@ fn pointer(text: &str) -> Pointer {
 
 fn pointers(list: &[&str]) -> Vec<Pointer> {
     list.iter().map(|text| pointer(text)).collect()
+}
+
+/// By both dialects of the one and by the other. From the acceptance of a job, as looks count from there too.
+fn tells_time() -> TellsTime {
+    TellsTime {
+        secs: pointers(&["/metrics/total_time"]),
+        begun: pointers(&["/created_at", "/started_at"]),
+        ended: pointers(&["/completed_at", "/finished_at"]),
+    }
 }
 
 fn words(list: &[&str]) -> Vec<String> {

@@ -21,6 +21,7 @@ use crate::config;
 use crate::ledger::answers::Keyed;
 use crate::ledger::jobs::{Known, Origin};
 use crate::ledger::{self, Ledger};
+use crate::protocol::took::Took;
 use crate::protocol::{End, JobAnswer, Protocol};
 
 use super::queue::{Account, Slot};
@@ -135,7 +136,7 @@ enum Sight {
     /// It was concluded.
     None,
     /// An answer said so, perhaps with how long the job took.
-    Seen(Option<Duration>),
+    Seen(Option<Took>),
 }
 
 struct Job {
@@ -414,11 +415,11 @@ impl Jobs {
         let about_it = answer.filter(|answer| answer.id.as_deref().is_none_or(|other| other == id));
         let Some(answer) = about_it else { return self.keep_odd(id, told) };
         match answer {
-            JobAnswer { ended: Some(end), status, run_time, .. } => {
+            JobAnswer { ended: Some(end), status, took, .. } => {
                 if self.owner(id).is_none() {
                     self.note_ended(id, owner);
                 }
-                self.end(id, end, status.as_deref().unwrap_or(end.name()), Some(told), Sight::Seen(run_time));
+                self.end(id, end, status.as_deref().unwrap_or(end.name()), Some(told), Sight::Seen(took));
             }
             JobAnswer { status, .. } => self.runs(id, owner, path, status, told, asked),
         }

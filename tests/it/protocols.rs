@@ -59,6 +59,25 @@ async fn all_three_ways_to_create_hold_a_slot() {
     assert!(seen.iter().all(|seen| !seen.headers.contains_key("x-api-key")));
 }
 
+/// Its answers have no run time in seconds, but moments; looks at a new model are seconds apart.
+#[tokio::test(start_paused = true)]
+async fn a_job_that_was_seen_to_end_late_tells_its_run_time_all_the_same() {
+    let setup = replicate("requests_per_minute = 60", REPLICATE);
+    let mock = Options { run_time: RunTime::Fixed(Duration::from_millis(7_300)), ..setup.mock };
+    let site = Setup { mock, ..setup }.memory();
+    let run = async || {
+        let (begun, attempts) = (Instant::now(), site.mock.stats().attempts);
+        let id = site.send(run("/v1/models/acme/boats/predictions")).await.job_id();
+        let ended = site.send(get(&format!("/v1/predictions/{id}")).with("prefer", "wait=60")).await;
+        assert_eq!(ended.json()["status"], "succeeded");
+        (begun.elapsed().as_secs_f64(), site.mock.stats().attempts - attempts)
+    };
+    let (first, looks) = run().await;
+    assert!(first > 8.0 && looks > 3, "{first} {looks}");
+    let (second, attempts) = run().await;
+    assert!((7.3..7.5).contains(&second) && attempts == 2, "{second} {attempts}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn urls_lead_back_to_the_proxy_and_nothing_else_changes() {
     let site = replicate("", REPLICATE).memory();

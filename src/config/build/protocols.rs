@@ -10,6 +10,7 @@ use crate::config::report::{looks_like_key, quoted};
 use crate::protocol::auth::Auth;
 use crate::protocol::pattern::Pattern;
 use crate::protocol::pointer::Pointer;
+use crate::protocol::took::TellsTime;
 use crate::protocol::wait::{WaitField, around};
 use crate::protocol::{self, Create, Does, Model, Protocol, Rule, Signature};
 
@@ -40,7 +41,7 @@ fn one(name: &str, section: &Section<'_>) -> Protocol {
         ids: section.list("id", single).unwrap_or(usual.ids),
         wrapper: section.read("wrapper", single),
         state: section.read("state", single).unwrap_or(usual.state),
-        run_times: section.list("run_time", single).unwrap_or(usual.run_times),
+        tells_time: tells_time(section),
         succeeded: words("succeeded"),
         failed: words("failed"),
         cancelled: words("cancelled"),
@@ -213,6 +214,17 @@ fn wait(section: &Section<'_>) -> Option<WaitField> {
         );
     }
     Some(WaitField { at: at?, around })
+}
+
+/// `run_time`, `began_at` and `ended_at`.
+fn tells_time(section: &Section<'_>) -> TellsTime {
+    let places = |key| section.list(key, single).unwrap_or_default();
+    for (key, other) in [("began_at", "ended_at"), ("ended_at", "began_at")] {
+        if section.has(key) && !section.has(other) {
+            section.complain(key, Complaint::new(format!("needs {other}: a run time lies between the two")));
+        }
+    }
+    TellsTime { secs: places("run_time"), begun: places("began_at"), ended: places("ended_at") }
 }
 
 /// No word may both succeed and fail.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::protocol::took::Took;
 use crate::proxy::rules::means;
 
 use super::learn::{Belief, RunTimes};
@@ -44,7 +45,7 @@ pub(crate) struct Ran {
     /// When it was last known to run.
     pub(crate) running: Instant,
     /// What the upstream says that it took.
-    pub(crate) told: Option<Duration>,
+    pub(crate) told: Option<Took>,
 }
 
 impl Ran {
@@ -53,11 +54,9 @@ impl Ran {
         let (over, within) = (self.running.saturating_duration_since(started), now - started);
         // Its clock starts before the answer to the create is here, and answers take their time.
         let slack = ROUND_TRIP + within / 50;
-        let agrees = |told: &Duration| *told + slack >= over && *told <= within + slack;
-        self.told.filter(agrees).map_or((over, within), |told| {
-            let told = told.clamp(over, within);
-            (told, told)
-        })
+        let agrees = |told: &Took| told.most + slack >= over && told.least <= within + slack;
+        let told = self.told.filter(agrees);
+        told.map_or((over, within), |told| (told.least.clamp(over, within), told.most.clamp(over, within)))
     }
 }
 
@@ -185,7 +184,7 @@ mod tests {
         let secs = Duration::from_secs_f64;
         let started = Instant::now();
         let (running, now) = (started + secs(2.0), started + secs(3.0));
-        let bounds = |told| Ran { running, told }.bounds(started, now);
+        let bounds = |told: Option<Duration>| Ran { running, told: told.map(Took::exactly) }.bounds(started, now);
         let seen = (secs(2.0), secs(3.0));
         assert_eq!(bounds(None), seen);
         assert_eq!(bounds(Some(secs(2.5))), (secs(2.5), secs(2.5)));
@@ -193,5 +192,10 @@ mod tests {
         for wrong in [0.0, 0.4, 1.8, 3.3, 1e9] {
             assert_eq!(bounds(Some(secs(wrong))), seen, "{wrong}");
         }
+        let rough = |least, most| Ran { running, told: Some(Took { least: secs(least), most: secs(most) }) };
+        let bounds = |rough: Ran| rough.bounds(started, now);
+        assert_eq!(bounds(rough(1.0, 2.25)), (secs(2.0), secs(2.25)), "a clock of whole seconds tells something too");
+        assert_eq!(bounds(rough(2.5, 4.5)), (secs(2.5), secs(3.0)));
+        assert_eq!(bounds(rough(0.5, 1.5)), seen, "another job's");
     }
 }

@@ -97,7 +97,7 @@ impl Pending {
             self.jobs.repeated(&id, self.n);
         }
         if let Some(end) = answer.ended {
-            self.jobs.end(&id, end, &status, Some(first), Sight::Seen(answer.run_time));
+            self.jobs.end(&id, end, &status, Some(first), Sight::Seen(answer.took));
         }
         if let Err(error) = kept.await {
             tracing::debug!(job = id, %error, "after a crash this job would count as a create of unknown outcome");
