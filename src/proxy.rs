@@ -4,14 +4,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::{Request, Response, request};
+use http::{Request, Response};
 use hyper::body::Incoming;
 
 use crate::reload::Reloader;
 
-use self::accept::Refused;
+use self::accept::{Answered, Refused};
 use self::body::Inbound;
 use self::classify::Call;
 use self::dispatch::{Outgoing, Passed, Refusal};
@@ -121,21 +122,17 @@ impl Seat {
 }
 
 /// The way of one request. Any step may refuse, and the refusal is the answer; a refusal spends nothing that was taken before it.
-async fn forward(
-    worker: &Arc<Worker>,
-    mut head: request::Parts,
-    body: Incoming,
-    record: &mut Record,
-) -> Result<Passed, Refusal> {
+async fn forward(worker: &Arc<Worker>, request: Box<Request<Incoming>>, record: &mut Record) -> Result<Way, Refusal> {
+    let (mut head, body) = request.into_parts();
     let app = &worker.app;
     app.guard.check(&head)?;
     if let Some(answer) = cors::preflight(&head) {
-        return Ok(answer);
+        return Ok(answer.into());
     }
     let client = app.clients.identify(&head.headers, head.uri.query())?;
     record.client = Some(client);
     if let Some(answer) = known::about_us(&head) {
-        return Ok(answer);
+        return Ok(answer.into());
     }
     classify::plain::check(&app.protocol, &head.method, head.uri.path())?;
     let call = Call::classify(&app.protocol, &app.routes, &head);
@@ -144,7 +141,7 @@ async fn forward(
     record.account = Some(account);
     app.refuse_while_draining()?;
     if let Some(known) = app.known_answer(&call, &head.headers).await {
-        return Ok(known);
+        return Ok(known.into());
     }
     let max_wait = app.max_wait(&head)?;
     let prefers_wait = call.create.and_then(|_| crate::protocol::wait::offered(&head.headers));
@@ -156,34 +153,74 @@ async fn forward(
     let model = model.unwrap_or_else(|| "unknown".into());
     let outgoing =
         Outgoing { call, account, client, head, held: body, model, cost, keyed: None, max_wait, webhook: None };
-    match outgoing.call.create {
+    // Boxed, as it goes through many hands, each of which would have a place for it.
+    let outgoing = Box::new(outgoing);
+    let passed = match outgoing.call.create {
         Some(_) => {
-            let created = create::create(worker, outgoing, idempotency).await?;
-            Ok(app.held_until_end(created, prefers_wait).await)
+            record.detach();
+            return Ok(Way::Created(create::start(worker, outgoing, idempotency).await?, prefers_wait));
         }
         // Boxed: few polls get here, and all calls would pay for their place.
         None if outgoing.call.class == Class::Poll => Box::pin(join::poll(worker, outgoing)).await,
-        None => outgoing.dispatch(worker, None).await,
+        None => outgoing.dispatch(worker, None, Some(record)).await,
+    };
+    passed.map(Way::Passed)
+}
+
+/// Where a request has got to, if it was not refused.
+#[expect(clippy::large_enum_variant, reason = "most are answers, and none is kept")]
+enum Way {
+    /// To its answer.
+    Passed(Passed),
+    /// A create, and for how long its caller prefers to wait for the job's end.
+    Created(create::Started, Option<Duration>),
+}
+
+impl From<Passed> for Way {
+    fn from(passed: Passed) -> Self {
+        Self::Passed(passed)
+    }
+}
+
+impl App {
+    async fn created(&self, create: create::Started, prefers_wait: Option<Duration>) -> Result<Passed, Refusal> {
+        let created = create::ended(create).await?;
+        // Boxed: those who wait for their turn need none of it yet.
+        Ok(Box::pin(self.held_until_end(created, prefers_wait)).await)
     }
 }
 
 /// Serves one request: `forward` with its log line, metrics and the fields of every answer around it.
-pub(crate) async fn serve(worker: Arc<Worker>, request: Request<Incoming>) -> Response<RelayBody> {
+pub(crate) async fn serve(worker: Arc<Worker>, request: Box<Request<Incoming>>) -> Answered<RelayBody> {
     let app = Arc::clone(&worker.app);
-    let (head, body) = request.into_parts();
-    let family = app.protocol.family(head.uri.path());
-    let record =
-        Record::new(headers::request_id(&head.headers), head.method.clone(), response::reached(&app.protocol, &head));
+    let (uri, headers) = (request.uri(), request.headers());
+    let family = app.protocol.family(uri.path());
+    let record = Record::new(
+        headers::request_id(headers),
+        request.method().clone(),
+        response::reached(&app.protocol, uri, headers),
+    );
     let mut finish = Finish::new(Arc::clone(&app), record);
-    finish.record.parent = app.traces.parent(&head.headers);
-    finish.record.origin = app.guard.allowed_origin(&head.headers).cloned();
+    finish.record.parent = app.traces.parent(headers);
+    finish.record.origin = app.guard.allowed_origin(headers).cloned();
     let passed = {
-        let way = std::pin::pin!(forward(&worker, head, body, &mut finish.record));
+        let way = std::pin::pin!(forward(&worker, request, &mut finish.record));
         caught(way).await
     };
     match passed {
-        Ok(passed) => app.relay(passed, finish),
-        Err(refusal) => app.reject(&refusal, family, finish),
+        Ok(Way::Passed(passed)) => app.relay(passed, finish).into(),
+        // It may wait for long, and needs nothing more of what there is here.
+        Ok(Way::Created(create, prefers_wait)) => Answered::Later(Box::pin(async move {
+            let created = {
+                let created = std::pin::pin!(app.created(create, prefers_wait));
+                caught(created).await
+            };
+            match created {
+                Ok(created) => app.relay(created, finish),
+                Err(refusal) => app.reject(&refusal, family, finish),
+            }
+        })),
+        Err(refusal) => app.reject(&refusal, family, finish).into(),
     }
 }
 
@@ -216,6 +253,6 @@ mod tests {
     #[test]
     fn a_request_s_future_stays_small() {
         let size = size_of_future(serve);
-        assert!(size <= 7_100, "{size} bytes");
+        assert!(size <= 1_600, "{size} bytes");
     }
 }

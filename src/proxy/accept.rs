@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Seat;
 
-pub(crate) use self::serve::{Asked, Terms, serve};
+pub(crate) use self::serve::{Answered, Asked, Terms, serve};
 pub(crate) use self::signals::Refused;
 
 /// A connection, whatever port it came to.
@@ -112,7 +112,7 @@ where
         async move {
             match asked {
                 Asked::Request(request) => super::serve(worker, request).await,
-                Asked::Refused(refused) => super::refuse(&worker.app, refused),
+                Asked::Refused(refused) => super::refuse(&worker.app, refused).into(),
             }
         }
     })

@@ -3,7 +3,10 @@
 //! The caller watches the task. As long as nothing was sent, its leaving ends the call; afterwards the task goes on until the outcome is
 //! known.
 
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +28,11 @@ use self::idempotency::{Entered, Key};
 pub(crate) mod idempotency;
 
 /// Runs a create in a task of its own, or joins the one with the same idempotency key.
-pub(crate) async fn create(worker: &Arc<Worker>, mut outgoing: Outgoing, key: Option<Key>) -> Result<Passed, Refusal> {
+pub(crate) async fn start(
+    worker: &Arc<Worker>,
+    mut outgoing: Box<Outgoing>,
+    key: Option<Key>,
+) -> Result<Started, Rejection> {
     let app = &worker.app;
     let first = match &key {
         Some(key) => {
@@ -35,22 +42,35 @@ pub(crate) async fn create(worker: &Arc<Worker>, mut outgoing: Outgoing, key: Op
         }
         None => Entered::First(Arc::new(watch::Sender::new(None))),
     };
-    let receiver = match first {
+    Ok(Started(match first {
         Entered::Join(receiver) => receiver,
         Entered::First(sender) => {
             let receiver = sender.subscribe();
             let teller = Teller { app: Arc::clone(app), sender, key };
             let worker = Arc::clone(worker);
-            app.tasks.spawn(async move {
+            let mut task = Box::pin(app.tasks.track_future(async move {
                 let created = match &teller.key {
-                    Some(key) => run_keyed(&worker, outgoing, &teller.sender, key).await,
+                    // Boxed, as few creates have one.
+                    Some(key) => Box::pin(run_keyed(&worker, outgoing, &teller.sender, key)).await,
                     None => run_create(&worker, outgoing, &teller.sender).await,
                 };
                 teller.tell(created);
-            });
+            }));
+            // Its first steps are taken here: one that has to wait then lets go of the buffer that it was read into before others come.
+            let mut step = |cx: &mut Context<'_>| catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(cx)));
+            if let Ok(Poll::Pending) = poll_fn(|cx| Poll::Ready(step(cx))).await {
+                tokio::spawn(task);
+            }
             receiver
         }
-    };
+    }))
+}
+
+/// A create under way, which goes on by itself once it may have been sent.
+pub(crate) struct Started(watch::Receiver<Outcome>);
+
+/// How it ended.
+pub(crate) async fn ended(Started(receiver): Started) -> Result<Passed, Refusal> {
     let created = outcome(receiver).await.ok_or(Rejection::Internal)?;
     let Created { answer, attempts, queued, upstream, credits } = &*created;
     match answer {
@@ -72,7 +92,7 @@ pub(crate) async fn create(worker: &Arc<Worker>, mut outgoing: Outgoing, key: Op
 }
 
 /// Asks the ledger first: an earlier process may have had this key.
-async fn run_keyed(worker: &Worker, outgoing: Outgoing, caller: &watch::Sender<Outcome>, key: &Key) -> Created {
+async fn run_keyed(worker: &Worker, outgoing: Box<Outgoing>, caller: &watch::Sender<Outcome>, key: &Key) -> Created {
     let app = &worker.app;
     let asked = outgoing.keyed.as_ref().map(|keyed| keyed.asked).unwrap_or_default();
     match app.answered_earlier(key, asked).await {
@@ -86,12 +106,13 @@ async fn run_keyed(worker: &Worker, outgoing: Outgoing, caller: &watch::Sender<O
     }
 }
 
-async fn run_create(worker: &Worker, mut outgoing: Outgoing, caller: &watch::Sender<Outcome>) -> Created {
+async fn run_create(worker: &Worker, mut outgoing: Box<Outgoing>, caller: &watch::Sender<Outcome>) -> Created {
     // After the idempotency key was compared: the body that goes up differs each time.
-    if let Err(rejection) = worker.app.take_webhook(&mut outgoing).await {
+    // Boxed, as all that follows is smaller, and may wait for long.
+    if let Err(rejection) = Box::pin(worker.app.take_webhook(&mut outgoing)).await {
         return Created::refused(rejection.into());
     }
-    match outgoing.dispatch(worker, Some(caller)).await {
+    match outgoing.dispatch(worker, Some(caller), None).await {
         Ok(Passed { reply, charge, job, queued, credits, .. }) => {
             let Reply { head, body, attempts, upstream } = reply;
             let (body, charge) = (body.whole().cloned().unwrap_or_default(), charge.unwrap_or(Charge::Unknown));

@@ -1,5 +1,6 @@
 //! From the queue to the answer: a turn, a slot for creates, attempts, and what the answer says about jobs.
 
+use std::future::poll_fn;
 use std::time::Duration;
 
 use http::request;
@@ -14,11 +15,17 @@ use crate::webhooks::Intent;
 use super::body::Held;
 use super::classify::Call;
 use super::create::Outcome;
+use super::finish::Record;
 use super::jobs::{self, Charge, Owner, Told};
 use super::queue::{Ask, Class, Turn};
 use super::rejection::Rejection;
 use super::retry::{Reply, Sending, Unanswered};
 use super::{App, Worker};
+
+use self::waiting::Packed;
+
+/// What a request takes while it waits.
+mod waiting;
 
 /// A rejection and, for creates, what it says about money.
 #[derive(Debug, Clone)]
@@ -75,31 +82,48 @@ pub(crate) struct Passed {
 impl Outgoing {
     /// Credits, queue, slot, quota, send with retries, observe. `caller` is watched while nothing is under way: when all have left, so do we.
     pub(crate) async fn dispatch(
-        mut self,
+        mut self: Box<Self>,
         worker: &Worker,
         caller: Option<&watch::Sender<Outcome>>,
+        record: Option<&mut Record>,
     ) -> Result<Passed, Refusal> {
+        let begun = Instant::now();
+        let turn = self.turn(worker, caller, record, begun).await?;
+        // Boxed: those who wait for their turn need none of it yet.
+        Box::pin(self.go(worker, caller, turn, begun)).await
+    }
+
+    /// Waits for its turn. Meanwhile neither it nor its record keeps the buffer that it was read into.
+    async fn turn(
+        &mut self,
+        worker: &Worker,
+        caller: Option<&watch::Sender<Outcome>>,
+        mut record: Option<&mut Record>,
+        begun: Instant,
+    ) -> Result<Turn, Refusal> {
         let app = &worker.app;
-        let (account, client, call) = (self.account, self.client, &self.call);
-        let owner = Owner { account, client };
+        let (account, client, call, max_wait) = (self.account, self.client, &self.call, self.max_wait);
         let queue = &app.accounts[account].queue;
         app.credits.check(self.cost.as_deref())?;
-        let begun = Instant::now();
-        let ask = Ask {
-            client,
-            class: call.class,
-            slot: call.create.is_some(),
-            again: None,
-            deadline: begun + self.max_wait,
-        };
-        let turn = async {
+        let ask =
+            Ask { client, class: call.class, slot: call.create.is_some(), again: None, deadline: begun + max_wait };
+        let mut turn = std::pin::pin!(async {
             // Before anything is taken: what cannot leave must not keep others from going.
             worker.upstream.reachable(!call.repeatable, ask.deadline).await?;
             if !app.metered(account, call) {
                 return Ok(queue.unmetered(client));
             }
-            queue.turn(ask).await.map_err(|no| app.no_turn(account, client, no, begun, self.max_wait))
-        };
+            queue.turn(ask).await.map_err(|no| app.no_turn(account, client, no, begun, max_wait))
+        });
+        let mut packed = None;
+        let turn = poll_fn(|cx| {
+            let polled = turn.as_mut().poll(cx);
+            if polled.is_pending() && packed.is_none() {
+                record.as_deref_mut().into_iter().for_each(Record::detach);
+                packed = Some(Packed::take(&mut self.head, &mut self.held));
+            }
+            polled
+        });
         let turn = tokio::select! {
             biased;
             turn = turn => turn.map_err(|rejection: Rejection| Refusal {
@@ -109,6 +133,23 @@ impl Outgoing {
             () = app.drained.cancelled() => return Err(Rejection::Draining.into()),
             () = gone(caller) => return Err(Rejection::BadRequest("the caller left").into()),
         };
+        if let Some(packed) = packed {
+            packed.give_back(&mut self.head);
+        }
+        Ok(turn)
+    }
+
+    /// The rest of the way, once it has its turn.
+    async fn go(
+        mut self: Box<Self>,
+        worker: &Worker,
+        caller: Option<&watch::Sender<Outcome>>,
+        turn: Turn,
+        begun: Instant,
+    ) -> Result<Passed, Refusal> {
+        let app = &worker.app;
+        let (account, client, call) = (self.account, self.client, &self.call);
+        let owner = Owner { account, client };
         let asked = Instant::now();
         let queued = asked - begun;
         let unsent = |rejection: Rejection| Refusal { spent: Spent { queued, ..Spent::default() }, ..rejection.into() };

@@ -83,6 +83,18 @@ impl Record {
             bytes: 0,
         }
     }
+
+    /// Lets go of the buffer that the request was read into.
+    pub(crate) fn detach(&mut self) {
+        if let Ok(own) = self.uri.to_string().parse() {
+            self.uri = own;
+        }
+        for value in std::iter::once(&mut self.request_id).chain(&mut self.origin) {
+            if let Ok(own) = HeaderValue::from_bytes(value.as_bytes()) {
+                *value = own;
+            }
+        }
+    }
 }
 
 impl Finish {

@@ -44,14 +44,14 @@ struct Answer {
 }
 
 /// Sends the poll, or waits for the answer to the same one.
-pub(crate) async fn poll(worker: &Worker, mut outgoing: Outgoing) -> Result<Passed, Refusal> {
-    let Some(key) = Key::of(&outgoing) else { return outgoing.dispatch(worker, None).await };
+pub(crate) async fn poll(worker: &Worker, mut outgoing: Box<Outgoing>) -> Result<Passed, Refusal> {
+    let Some(key) = Key::of(&outgoing) else { return outgoing.dispatch(worker, None, None).await };
     let (begun, max_wait) = (Instant::now(), outgoing.max_wait);
     loop {
         match worker.app.joins.enter(&key) {
             Ok(place) => {
                 let _place = Leave { app: &worker.app, key: &key };
-                let passed = outgoing.dispatch(worker, None).await;
+                let passed = outgoing.dispatch(worker, None, None).await;
                 if let Some(outcome) = shared(&passed) {
                     place.send_replace(Some(Arc::new(outcome)));
                 }
@@ -66,7 +66,7 @@ pub(crate) async fn poll(worker: &Worker, mut outgoing: Outgoing) -> Result<Pass
                 // It left, or its answer was for it alone. Out of time, the queue says so.
                 outgoing.max_wait = max_wait.saturating_sub(begun.elapsed());
                 if first.is_err() {
-                    return outgoing.dispatch(worker, None).await;
+                    return outgoing.dispatch(worker, None, None).await;
                 }
             }
         }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::uri::{Authority, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
 
 use crate::credits::Receipt;
 use crate::credits::amount::Amount;
@@ -149,14 +149,14 @@ struct Told<'a> {
 }
 
 /// The request's target, with the authority by which the caller reached us where answers need it. The guard checks the name.
-pub(crate) fn reached(protocol: &Protocol, head: &request::Parts) -> Uri {
-    let named = || Authority::try_from(head.headers.get(header::HOST)?.as_bytes()).ok();
-    if protocol.rewrite.is_empty() || head.uri.authority().is_some() {
-        return head.uri.clone();
+pub(crate) fn reached(protocol: &Protocol, uri: &Uri, headers: &HeaderMap) -> Uri {
+    let named = || Authority::try_from(headers.get(header::HOST)?.as_bytes()).ok();
+    if protocol.rewrite.is_empty() || uri.authority().is_some() {
+        return uri.clone();
     }
-    let mut parts = head.uri.clone().into_parts();
+    let mut parts = uri.clone().into_parts();
     (parts.scheme, parts.authority) = (Some(Scheme::HTTP), named());
-    Uri::from_parts(parts).unwrap_or_else(|_| head.uri.clone())
+    Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
 }
 
 /// Fields that were true of the body before URLs in it were turned.

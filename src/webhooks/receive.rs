@@ -62,7 +62,7 @@ pub(crate) async fn connection(io: impl AsyncRead + AsyncWrite + Unpin + Send + 
         let app = reloader.latest();
         async move {
             match asked {
-                Asked::Request(request) => answer(receive(&app, request).await),
+                Asked::Request(request) => answer(receive(&app, *request).await),
                 Asked::Refused(refused) => refused.rejection.response(Family::Native).map(Full::new),
             }
         }

@@ -61,6 +61,8 @@ mod upstream_h2;
 
 mod circuit;
 
+mod memory;
+
 mod streams;
 
 mod answers;

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -55,9 +55,24 @@ pub(crate) struct Terms {
 
 /// What is to be answered.
 pub(crate) enum Asked {
-    Request(Request<Incoming>),
+    /// Boxed, as it goes through many hands, each of which would have a place for it.
+    Request(Box<Request<Incoming>>),
     /// A request that may not be acted on, answered as told.
     Refused(Refused),
+}
+
+/// What the service says.
+pub(crate) enum Answered<B> {
+    /// The answer.
+    Now(Response<B>),
+    /// The answer is long in coming, and this is all that is kept until then.
+    Later(Pin<Box<dyn Future<Output = Response<B>> + Send>>),
+}
+
+impl<B> From<Response<B>> for Answered<B> {
+    fn from(response: Response<B>) -> Self {
+        Self::Now(response)
+    }
 }
 
 /// Serves a connection to its end; after `drain`, to the end of what is under way.
@@ -65,7 +80,7 @@ pub(crate) async fn serve<I, A, F, B>(io: I, terms: Terms, drain: &CancellationT
 where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     A: Fn(Asked) -> F + Clone + Send + 'static,
-    F: Future<Output = Response<B>> + Send + 'static,
+    F: Future<Output: Into<Answered<B>>> + Send + 'static,
     B: Body<Data = Bytes> + Unpin + Send + 'static,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
@@ -94,18 +109,10 @@ where
         let old = request.version() < Version::HTTP_2;
         let asked = match told.refused(number) {
             Some(refused) => Asked::Refused(refused.clone()),
-            None => Asked::Request(request),
+            None => Asked::Request(Box::new(request)),
         };
-        let (told, answer) = (Arc::clone(&told), answer.clone());
-        // Boxed, so that idle connections do not keep its 7 KB; and made in here, as a future that is handed in has its place twice.
-        Box::pin(async move {
-            let mut response = answer(asked).await;
-            // Whoever has not sent all of the body by now might take its rest for the next request, or never know what became of it.
-            if old && told.is_body_open(number) {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, Infallible>(response.map(|body| Counted { body, given: Given::of_this_stream(), _busy: busy }))
-        })
+        // Boxed, so that idle connections do not keep its place.
+        Answering { on: On::First(Box::pin(answer(asked))), told: Arc::clone(&told), number, old, busy: Some(busy) }
     });
     let ended = if http2 {
         let connection = http2_builder().serve_connection(TokioIo::new(gate), service);
@@ -161,11 +168,50 @@ async fn watched<C: Future<Output = hyper::Result<()>>>(
     tokio::time::timeout(terms.header_timeout, connection).await.unwrap_or(Ok(()))
 }
 
+/// A request that is being answered.
+struct Answering<F, B> {
+    on: On<F, B>,
+    told: Arc<Signals>,
+    number: u64,
+    /// HTTP/1.
+    old: bool,
+    busy: Option<Busy>,
+}
+
+/// What it waits for.
+enum On<F, B> {
+    First(Pin<Box<F>>),
+    Later(Pin<Box<dyn Future<Output = Response<B>> + Send>>),
+}
+
+impl<F: Future<Output: Into<Answered<B>>>, B> Future for Answering<F, B> {
+    type Output = Result<Response<Counted<B>>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut response = loop {
+            match &mut self.on {
+                On::First(answer) => match ready!(answer.as_mut().poll(cx)).into() {
+                    Answered::Now(response) => break response,
+                    // What came first is dropped here.
+                    Answered::Later(answer) => self.on = On::Later(answer),
+                },
+                On::Later(answer) => break ready!(answer.as_mut().poll(cx)),
+            }
+        };
+        // Whoever has not sent all of the body by now might take its rest for the next request, or never know what became of it.
+        if self.old && self.told.is_body_open(self.number) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let busy = self.busy.take();
+        Poll::Ready(Ok(response.map(|body| Counted { body, given: Given::of_this_stream(), _busy: busy })))
+    }
+}
+
 /// An answer's body that tells when it has ended or was dropped, and when it waits for its client.
 struct Counted<B> {
     body: B,
     given: Option<Arc<Given>>,
-    _busy: Busy,
+    _busy: Option<Busy>,
 }
 
 impl<B: Body + Unpin> Body for Counted<B> {
