@@ -1,21 +1,21 @@
 //! What replicas of one account share through Redis or Valkey: the window, the job slots, and who is there.
 //!
 //! The rules are in `call.lua`, run by the server in one step; every call carries the plan, and what a replica reports and asks. This file
-//! holds the connection and the terms. Who asks when, and what becomes of the answer, is `proxy::queue`'s.
+//! holds the calls and the terms. Who asks when, and what becomes of the answer, is `proxy::queue`'s.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Script,
-};
+use redis::{ConnectionAddr, IntoConnectionInfo, Script};
 
 use crate::config::{self, Pacing, Secret};
 use crate::proxy::quota::pace;
 
+use self::server::Server;
 use self::wire::{Reply, Request};
+
+/// The connection.
+pub(crate) mod server;
 
 /// What calls say and hear.
 pub(crate) mod wire;
@@ -133,72 +133,33 @@ pub(crate) enum Failure {
     Answer(#[from] serde_json::Error),
 }
 
-/// The connection for one account. Calls go one by one: what is asked meanwhile goes together in the next.
+/// The calls for one account. They go one by one: what is asked meanwhile goes together in the next.
 pub(crate) struct Link {
-    client: Client,
+    server: Server,
     script: Script,
     keys: [String; 5],
-    timeout: Duration,
-    connection: Option<MultiplexedConnection>,
 }
 
 impl Link {
     /// Opens nothing yet. An error: the URL cannot be used.
     pub(crate) fn new(settings: &config::Redis, key: &Secret, terms: &Terms) -> Result<Self, redis::RedisError> {
-        // One hash tag an account: all of its keys are on one node of a cluster.
-        let tag = format!("{KEYS}:{{{}}}", super::fingerprint(key));
         Ok(Self {
-            client: Client::open(connection_info(settings)?)?,
+            server: Server::new(settings, terms.timeout())?,
             script: Script::new(include_str!("redis/call.lua")),
-            keys: ["account", "places", "members", "slots", "turns"].map(|part| format!("{tag}:{part}")),
-            timeout: terms.timeout(),
-            connection: None,
+            keys: ["account", "places", "members", "slots", "turns"].map(|part| key_of(key, part)),
         })
     }
 
-    /// One call. After a failure the connection is given up: what was sent on it may still be carried out, but nothing that follows is
-    /// mixed up with it.
+    /// One call.
     pub(crate) async fn call(&mut self, request: &Request) -> Result<Reply, Failure> {
-        let outcome = match tokio::time::timeout(self.timeout, self.exchange(request)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(Failure::Slow(self.timeout)),
-        };
-        if outcome.is_err() {
-            self.connection = None;
-        }
-        outcome
-    }
-
-    async fn exchange(&mut self, request: &Request) -> Result<Reply, Failure> {
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            none => {
-                let config = AsyncConnectionConfig::new()
-                    .set_connection_timeout(Some(self.timeout))
-                    .set_response_timeout(Some(self.timeout));
-                none.insert(self.client.get_multiplexed_async_connection_with_config(&config).await?)
-            }
-        };
-        let mut invocation = self.script.prepare_invoke();
-        for key in &self.keys {
-            invocation.key(key);
-        }
-        invocation.arg(serde_json::to_string(request)?);
-        let answer: String = invocation.invoke_async(connection).await?;
+        let answer: String = self.server.run(&self.script, &self.keys, serde_json::to_string(request)?).await?;
         Ok(serde_json::from_str(&answer)?)
     }
 }
 
-fn connection_info(settings: &config::Redis) -> Result<ConnectionInfo, redis::RedisError> {
-    let info = settings.url.as_str().into_connection_info()?;
-    let mut login = RedisConnectionInfo::default().set_db(info.redis_settings().db()).set_skip_set_lib_name();
-    if let Some(user) = &settings.user {
-        login = login.set_username(user);
-    }
-    if let Some(password) = &settings.password {
-        login = login.set_password(password.expose());
-    }
-    Ok(info.set_tcp_settings(TcpSettings::default().set_nodelay(true)).set_redis_settings(login))
+/// Names a part of what is shared about an API key, and tells nothing about the key. One hash tag: all parts are on one node of a cluster.
+pub(crate) fn key_of(key: &Secret, part: &str) -> String {
+    format!("{KEYS}:{{{}}}:{part}", super::fingerprint(key))
 }
 
 /// Whether the driver can use this URL.
