@@ -532,7 +532,7 @@ impl Shared {
         }
         self.share_out(reply, sent, now, &mut outcome);
         outcome.news = match (was, reset) {
-            (_, Some(why)) if matches!(&*why, "new" | "clock" | "rollback") => Some(News::Reset(why)),
+            (_, Some(why)) if matches!(&*why, "new" | "clock" | "rollback" | "failover") => Some(News::Reset(why)),
             (Mode::Outside, _) => Some(News::Joined),
             (Mode::CutOff, _) => Some(News::Back),
             (Mode::Up, _) => None,

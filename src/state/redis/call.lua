@@ -26,6 +26,19 @@ end
 -- Time that no step of the clock adds to: it goes on by a lease at most from call to call. Where it is late, things are kept for longer.
 local age = stored('age') + math.max(math.min(now - stored('last'), q.lease), 0)
 
+-- Another process answers than before, after a failover or a restart: what was written last may be lost. A roll is called, see below.
+local server = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or '-'
+local age_before = stored('age')
+if a.server ~= server then
+    if a.server then
+        -- Later than any call that the old one kept.
+        age = age + 1
+        keep('roll', text(age))
+        keep('roll_from', text(age_before))
+    end
+    keep('server', server)
+end
+
 -- Members: life, last call, its time, time of the last call whose answer is known to have arrived; both times by age too.
 local all, count = {}, 0
 do
@@ -48,6 +61,11 @@ local function save(id, m)
     redis.call('HSET', members, id, m.life .. ' ' .. table.concat(times, ' '))
 end
 
+-- A member of whom no more is known than that it may hold something (`?`) or sends its share (`-`).
+local function stranger(life)
+    return { life = life, seq = 0, at = now, seen = now, at_age = age, seen_age = age }
+end
+
 -- Nothing can be said of what was sent: the window counts as full, the bucket as empty.
 local function reset(why)
     redis.call('DEL', places, turns)
@@ -67,11 +85,25 @@ local sizes = redis.call('ZCARD', places) .. ' ' .. redis.call('HLEN', slots) ..
 if a.last == nil or a.sizes ~= sizes then
     redis.call('DEL', account, places, members, slots, turns)
     all, count, a, set, age = {}, 0, {}, {}, 0
+    keep('server', server)
     reset('new')
 elseif now < stored('last') - q.jitter then
     reset('clock')
 end
 if q.stepped then reset('clock') end
+
+-- The roll: nothing is granted for a lease, in which everyone who lives calls, and joins anew where its last call is lost. Whoever was
+-- about shortly before and does not call has died with the old server, and nobody knows what it was granted last.
+local rolling = stored('roll') > 0 and age - stored('roll') < q.lease
+if stored('roll') > 0 and not rolling then
+    local absent = {}
+    for id, m in pairs(all) do
+        if id ~= q.id and m.at_age < stored('roll') and stored('roll_from') - m.at_age <= q.lease then absent[#absent + 1] = id end
+    end
+    if #absent > 0 then reset('failover') end
+    for _, id in ipairs(absent) do save(id, stranger('?')) end
+    keep('roll', '0')
+end
 
 for id, m in pairs(all) do
     if age - m.seen_age > q.forget then
@@ -223,7 +255,7 @@ if q.op == 'join' then
     -- Others that the caller knew before everything was lost: their share is kept for them, and their jobs count until they tell.
     for id, life in pairs(q.others or {}) do
         if not all[id] and age < q.forget and not a['left ' .. id] then
-            save(id, { life = life, seq = 0, at = now, seen = now, at_age = age, seen_age = age })
+            save(id, stranger(life))
         end
     end
     for _, told in ipairs(q.slots or {}) do
@@ -238,10 +270,14 @@ else
         return finish()
     end
     if me.seq < q.ack then
-        -- A failover has lost what was written last.
-        reset('rollback')
-        redis.call('HDEL', members, q.id)
-        count = count - 1
+        -- What was written last is lost. While a roll is called nobody has been granted anything since.
+        if rolling then
+            save(q.id, stranger('?'))
+        else
+            reset('rollback')
+            redis.call('HDEL', members, q.id)
+            count = count - 1
+        end
         r.refused = 'unknown'
         return finish()
     end
@@ -327,6 +363,7 @@ end
 
 local function closed()
     if now < stored('full') then return stored('full') - now, a.why end
+    if rolling then return q.lease - (age - stored('roll')), 'roll' end
     if now < stored('closed') then return stored('closed') - now, 'closed' end
 end
 

@@ -89,7 +89,7 @@ async fn one_lost_key_is_as_good_as_all() {
 #[tokio::test]
 async fn an_acl_user_needs_these_commands_and_these_keys_and_the_api_key_is_not_among_them() {
     let redis = Redis::start().await;
-    let user = "on >cdt_second_key ~sluicegate:* resetchannels -@all +evalsha +script|load +time +del +hget +hgetall +hset \
+    let user = "on >cdt_second_key ~sluicegate:* resetchannels -@all +evalsha +script|load +time +info +del +hget +hgetall +hset \
                 +hdel +hlen +zadd +zrem +zcard +zrange +zremrangebyscore";
     let words: Vec<&str> = ["ACL", "SETUSER", "sluicegate"].into_iter().chain(user.split_whitespace()).collect();
     redis.run(&words).await;

@@ -27,8 +27,12 @@ const TICK: Duration = Duration::from_millis(10);
 const LIMIT: u32 = 24;
 const JOBS: u32 = 5;
 
+const PARTS: [&str; 5] = ["account", "places", "members", "slots", "turns"];
+
 /// A real server, whose clock is ours.
 struct Server {
+    /// Told from others by this.
+    incarnation: u32,
     child: Child,
     connection: redis::Connection,
     script: redis::Script,
@@ -50,17 +54,30 @@ impl Server {
             client.get_connection().ok()
         });
         let real = include_str!("../../../state/redis/call.lua");
-        let ours = real.replace("redis.call('TIME')", "{ ARGV[2], ARGV[3] }");
-        assert_ne!(real, ours, "the script asks for the time in another way");
-        Self { child, connection: connection.expect("it answers"), script: redis::Script::new(&ours), directory }
+        let timed = real.replace("redis.call('TIME')", "{ ARGV[2], ARGV[3] }");
+        assert_ne!(real, timed, "the script asks for the time in another way");
+        let ours = timed.replace("redis.call('INFO', 'server')", "ARGV[4]");
+        assert_ne!(timed, ours, "the script asks who runs it in another way");
+        let connection = connection.expect("it answers");
+        Self { child, connection, script: redis::Script::new(&ours), directory, incarnation: 0 }
+    }
+
+    /// What is kept is copied, or taken back as it was then: what was written since is lost, and it is another process that answers.
+    fn copy(&mut self, take_back: bool) {
+        for part in PARTS {
+            let copy = format!("copy of {part}");
+            let (from, to) = if take_back { (&*copy, part) } else { (part, &*copy) };
+            self.run(&["DEL", to]);
+            self.run(&["COPY", from, to]);
+        }
+        self.incarnation += u32::from(take_back);
     }
 
     fn call(&mut self, request: &Request, time: Duration) -> Reply {
         let mut call = self.script.prepare_invoke();
-        for part in ["account", "places", "members", "slots", "turns"] {
-            call.key(part);
-        }
+        call.key(&PARTS);
         call.arg(serde_json::to_string(request).expect("JSON")).arg(time.as_secs()).arg(time.subsec_micros());
+        call.arg(format!("run_id:{}", self.incarnation));
         let answer: String = call.invoke(&mut self.connection).expect("the script runs");
         serde_json::from_str(&answer).expect("an answer")
     }
@@ -416,7 +433,18 @@ impl World {
     /// Something goes wrong, or right again.
     fn strike(&mut self) -> &'static str {
         let n = self.rng.usize(..self.replicas.len());
-        match self.rng.u8(..12) {
+        match self.rng.u8(..15) {
+            12.. => {
+                self.server.copy(false);
+                let lost = self.short(500);
+                self.run(lost);
+                let killed = self.rng.u8(..3) == 0;
+                if killed {
+                    self.kill(n);
+                }
+                self.server.copy(true);
+                if killed { "failed over and killed" } else { "failed over" }
+            }
             0 => {
                 self.server.run(&["FLUSHALL"]);
                 "emptied"
