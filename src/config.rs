@@ -434,8 +434,11 @@ impl State {
 /// `state.redis`: where replicas share the plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Redis {
-    /// `redis://` or `rediss://`, host, port and perhaps the number of a database; no user and no password.
-    pub url: String,
+    /// `redis://` or `rediss://`, host, port and perhaps the number of a database; no user and no password. Of a cluster: the nodes that are
+    /// asked for the others. At least one.
+    pub urls: Vec<String>,
+    /// Redis Cluster.
+    pub cluster: bool,
     /// The ACL user.
     pub user: Option<String>,
     /// Its password.

@@ -520,7 +520,11 @@ fn state_goes_where_the_platform_keeps_it() {
 fn replicas_share_through_redis() {
     let State::Redis(path, redis) = valid("redis").config.state else { panic!("another store") };
     assert_eq!((path.as_path(), redis.replicas.get()), (Path::new("/var/lib/sluicegate"), 4));
-    assert_eq!((&*redis.url, redis.user.as_deref()), ("redis://redis.internal:6380/3", Some("sluicegate")));
+    assert_eq!(
+        (&*redis.urls, redis.user.as_deref()),
+        (&["redis://redis.internal:6380/3".to_owned()][..], Some("sluicegate"))
+    );
+    assert!(!redis.cluster);
     assert_eq!(format!("{:?}", redis.password), "Some([redacted])");
     // A file that only lay in the directory may not choose another machine to keep the plan, and send it a password.
     let scratch = Scratch::new();
@@ -530,6 +534,13 @@ fn replicas_share_through_redis() {
     assert!(report.contains("only found in the directory") && report.contains("--config"), "{report}");
     assert!(scratch.load("named.toml", &format!("{MINIMAL}\n{store}\n")).is_ok());
     assert!(scratch.load("named.toml", &format!("{MINIMAL}\n{store}\n").replace("redis.internal", "[::1]:1")).is_ok());
+}
+
+#[test]
+fn a_cluster_is_named_by_some_of_its_nodes() {
+    let State::Redis(_, redis) = valid("redis-cluster").config.state else { panic!("another store") };
+    assert!(redis.cluster);
+    assert_eq!(redis.urls.len(), 2);
 }
 
 #[test]

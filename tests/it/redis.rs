@@ -18,6 +18,9 @@ use crate::support::{Site, create, get, poll, saturate};
 /// What is done to the store.
 mod faults;
 
+/// Several nodes.
+mod cluster;
+
 /// The program itself.
 mod program;
 

@@ -22,7 +22,10 @@ pub(super) fn read(state: &Section<'_>, directory: PathBuf, context: &mut Contex
         return None;
     }
     let section = state.section("redis");
-    let url = section.required("url", "like \"redis://127.0.0.1:6379\"", |value| url(text(value)?));
+    section.demand("url", "like \"redis://127.0.0.1:6379\"");
+    let mut wrong = false;
+    let urls = section.list("url", |value| text(value).and_then(url).inspect_err(|_| wrong = true));
+    let cluster = section.flag("cluster");
     section
         .demand("replicas", "how many replicas share the plan at most, new ones beside old ones in an update included");
     let replicas = section.count("replicas", 1, 1..=1000);
@@ -35,10 +38,36 @@ pub(super) fn read(state: &Section<'_>, directory: PathBuf, context: &mut Contex
     if user.is_some() && !section.has("password") {
         section.demand("password", "write password = { env = \"REDIS_PASSWORD\" }");
     }
-    let url = url?;
-    elsewhere(&url, &section, password.is_some(), context);
+    let urls = urls?;
+    if !wrong {
+        fit_together(&urls, cluster, &section);
+    }
+    elsewhere(&urls, &section, password.is_some(), context);
     let replicas = u32::try_from(replicas).ok().and_then(NonZeroU32::new)?;
-    Some(State::Redis(directory, Redis { url, user, password, replicas }))
+    Some(State::Redis(directory, Redis { urls, cluster, user, password, replicas }))
+}
+
+fn fit_together(urls: &[String], cluster: bool, section: &Section<'_>) {
+    let complain = |text: &str, help: &str| section.complain("url", Complaint::new(text).help(help));
+    let parts = |url: &String| {
+        let (scheme, rest) = url.split_once("://").unwrap_or_default();
+        (scheme.to_owned(), rest.split_once('/').map_or("", |(_, database)| database).to_owned())
+    };
+    match urls {
+        [] => complain("names no server", "like \"redis://127.0.0.1:6379\""),
+        [_, _, ..] if !cluster => {
+            complain("names several servers, and they are no cluster", "name one, or write cluster = true");
+        }
+        [first, others @ ..] if cluster => {
+            if others.iter().any(|other| parts(other).0 != parts(first).0) {
+                complain("mixes redis:// and rediss://", "a cluster has TLS at all nodes or at none");
+            }
+            if urls.iter().any(|url| !matches!(&*parts(url).1, "" | "0")) {
+                complain("names a database, and a cluster has none but 0", "leave out what follows the port");
+            }
+        }
+        _ => {}
+    }
 }
 
 /// Complaints never quote the URL: it may hold a password.
@@ -62,11 +91,8 @@ fn url(text: &str) -> Result<String, Complaint> {
 }
 
 /// A file that only lay in the directory may not choose who counts, nor who gets a password.
-fn elsewhere(url: &str, section: &Section<'_>, password: bool, context: &mut Context<'_>) {
-    let host = url.split_once("://").map_or("", |(_, rest)| rest).split('/').next().unwrap_or_default();
-    let host = host.rsplit_once(':').map_or(host, |(host, _)| host).trim_matches(['[', ']']);
-    let here = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    if here {
+fn elsewhere(urls: &[String], section: &Section<'_>, password: bool, context: &mut Context<'_>) {
+    if urls.iter().all(|url| is_here(url)) {
         return;
     }
     if !context.trusted && matches!(section.place("url"), Place::File(_)) {
@@ -74,11 +100,17 @@ fn elsewhere(url: &str, section: &Section<'_>, password: bool, context: &mut Con
             "would have the plan kept by another machine, and this file was only found in the directory",
         );
         section.complain("url", complaint.help("if you trust the file, name it: --config proxy.toml"));
-    } else if password && url.starts_with("redis://") {
+    } else if password && urls.iter().any(|url| url.starts_with("redis://")) {
         context
             .warnings
             .push("state.redis.password travels in the clear: use rediss:// outside of a trusted network".into());
     }
+}
+
+fn is_here(url: &str) -> bool {
+    let host = url.split_once("://").map_or("", |(_, rest)| rest).split('/').next().unwrap_or_default();
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host).trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// What replicas would each spend for themselves: better refused than exceeded.

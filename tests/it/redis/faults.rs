@@ -9,6 +9,10 @@ use crate::support::client::With;
 use crate::support::redis::{Fleet, Redis, wait_for};
 use crate::support::{KEY, get};
 
+/// What docs/scale-out.md says that a user needs.
+pub const ACL: &str = "on >cdt_second_key ~sluicegate:* resetchannels -@all +evalsha +script|load +time +info +del +hget +hgetall \
+                       +hset +hdel +hlen +zadd +zrem +zcard +zrange +zremrangebyscore";
+
 /// The keys that end so.
 async fn keys(redis: &Redis, end: &str) -> Vec<String> {
     let found = redis.run(&["KEYS", &format!("sluicegate:*{end}")]).await;
@@ -89,9 +93,7 @@ async fn one_lost_key_is_as_good_as_all() {
 #[tokio::test]
 async fn an_acl_user_needs_these_commands_and_these_keys_and_the_api_key_is_not_among_them() {
     let redis = Redis::start().await;
-    let user = "on >cdt_second_key ~sluicegate:* resetchannels -@all +evalsha +script|load +time +info +del +hget +hgetall +hset \
-                +hdel +hlen +zadd +zrem +zcard +zrange +zremrangebyscore";
-    let words: Vec<&str> = ["ACL", "SETUSER", "sluicegate"].into_iter().chain(user.split_whitespace()).collect();
+    let words: Vec<&str> = ["ACL", "SETUSER", "sluicegate"].into_iter().chain(ACL.split_whitespace()).collect();
     redis.run(&words).await;
     let mut fleet = Fleet::new(rate_only(), RATE, 1);
     fleet.login = "user = \"sluicegate\", password = { env = \"SECOND_KEY\" }, ";

@@ -12,6 +12,7 @@ pub mod config;
 
 pub mod raw;
 
+pub mod cluster;
 pub mod redis;
 
 pub mod relay;
