@@ -17,6 +17,8 @@ pub struct Redis {
     pub port: u16,
     directory: Scratch,
     more: Vec<String>,
+    /// Variables for the next start.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Redis {
@@ -26,7 +28,8 @@ impl Redis {
 
     /// With more settings, as on the command line.
     pub async fn with(more: Vec<String>) -> Self {
-        let mut redis = Self { child: None, port: free_port(), directory: Scratch::new(), more };
+        let mut redis =
+            Self { child: None, port: free_port(), directory: Scratch::new(), more, environment: Vec::new() };
         redis.up().await;
         redis
     }
@@ -36,6 +39,7 @@ impl Redis {
         let mut command = Command::new("redis-server");
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
         command.arg("--dir").arg(&self.directory.0).args(&self.more);
+        command.envs(self.environment.iter().cloned());
         let child = command.stdout(Stdio::null()).spawn();
         self.child = Some(child.expect("redis-server is installed: `apt-get install redis-server`"));
         let until = Instant::now() + Duration::from_secs(20);

@@ -12,8 +12,6 @@ use tokio::sync::watch;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Passes {
     All,
-    /// What is asked arrives, what is answered does not.
-    Questions,
     Nothing,
 }
 
@@ -35,7 +33,7 @@ impl Relay {
                 tokio::spawn(async move {
                     let Ok(far) = TcpStream::connect(target).await else { return };
                     let ((ask_in, answer_out), (answer_in, ask_out)) = (near.into_split(), far.into_split());
-                    let questions = carry(ask_in, ask_out, state.subscribe(), |passes| passes != Passes::Nothing);
+                    let questions = carry(ask_in, ask_out, state.subscribe(), |passes| passes == Passes::All);
                     let answers = carry(answer_in, answer_out, state.subscribe(), |passes| passes == Passes::All);
                     tokio::join!(questions, answers);
                 });
