@@ -154,8 +154,19 @@ async fn forward(
     let idempotency = call.idempotency_key(account, client, &head, &body);
     let head = app.outbound(&call, account, head)?;
     let model = model.unwrap_or_else(|| "unknown".into());
-    let outgoing =
-        Outgoing { call, account, client, head, held: body, model, cost, keyed: None, max_wait, webhook: None };
+    let outgoing = Outgoing {
+        call,
+        account,
+        client,
+        head,
+        held: body,
+        model,
+        cost,
+        keyed: None,
+        claim: None,
+        max_wait,
+        webhook: None,
+    };
     match outgoing.call.create {
         Some(_) => {
             let created = create::create(worker, outgoing, idempotency).await?;

@@ -5,13 +5,14 @@
 
 use std::num::NonZeroU32;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::config;
+use crate::state::redis::answers::Answers;
 use crate::state::ring::Ring;
 
 use super::quota::{Claim, Places, Quota, Share, Use, View, Wait};
@@ -49,6 +50,8 @@ pub(crate) struct Account {
     broker: Notify,
     /// How many jobs' names the store has.
     told: watch::Sender<u64>,
+    /// Where replicas share the account: the idempotency keys of its callers.
+    answers: OnceLock<Arc<Answers>>,
 }
 
 struct Book {
@@ -220,6 +223,7 @@ impl Account {
             timer: Notify::new(),
             broker: Notify::new(),
             told: watch::Sender::new(0),
+            answers: OnceLock::new(),
         })
     }
 

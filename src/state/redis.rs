@@ -20,6 +20,9 @@ use self::wire::{Reply, Request};
 /// What calls say and hear.
 pub(crate) mod wire;
 
+/// Idempotency keys, and their answers.
+pub(crate) mod answers;
+
 /// The version of the keys and of what a script may find in them. A change that an older one would misread takes another.
 const KEYS: &str = "sluicegate:1";
 /// How long a replica may go on with its share while it is cut off; then it sends nothing, and its seat is free for another.
@@ -145,8 +148,7 @@ pub(crate) struct Link {
 impl Link {
     /// Opens nothing yet. An error: the URL cannot be used.
     pub(crate) fn new(settings: &config::Redis, key: &Secret, terms: &Terms) -> Result<Self, redis::RedisError> {
-        // One hash tag an account: all of its keys are on one node of a cluster.
-        let tag = format!("{KEYS}:{{{}}}", super::fingerprint(key));
+        let tag = tag(key);
         Ok(Self {
             client: Client::open(connection_info(settings)?)?,
             script: Script::new(include_str!("redis/call.lua")),
@@ -199,6 +201,11 @@ fn connection_info(settings: &config::Redis) -> Result<ConnectionInfo, redis::Re
         login = login.set_password(password.expose());
     }
     Ok(info.set_tcp_settings(TcpSettings::default().set_nodelay(true)).set_redis_settings(login))
+}
+
+/// One hash tag an account: all of its keys are on one node of a cluster.
+fn tag(key: &Secret) -> String {
+    format!("{KEYS}:{{{}}}", super::fingerprint(key))
 }
 
 /// Whether the driver can use this URL.

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::shared::Metrics;
+use crate::state::redis::answers::Answers;
 use crate::state::redis::wire::{Op, Reply, Request, SlotEntry};
 use crate::state::redis::{Failure, Link, Terms};
 
@@ -169,6 +170,9 @@ impl Account {
 
     fn tell(&self, news: Option<&News>) {
         let account = &self.name;
+        if let (Some(News::Joined | News::Back | News::Reset(_)), Some(answers)) = (news, self.answers()) {
+            answers.renew();
+        }
         match news {
             None => {}
             Some(News::Joined) => tracing::info!(account, "the shared store answers: this replica is a member"),
@@ -204,6 +208,22 @@ impl Account {
     /// The terms on which the account is shared, where it is.
     pub(crate) fn terms(&self) -> Option<Terms> {
         self.book().shared.as_ref().map(|shared| shared.terms().clone())
+    }
+
+    /// This replica's name and its life, as the store knows them.
+    pub(crate) fn member(&self) -> Option<(String, String)> {
+        self.book().shared.as_ref().map(|shared| shared.member())
+    }
+
+    /// From now on idempotency keys are shared too.
+    pub(crate) fn share_answers(&self, answers: Arc<Answers>) {
+        // Set once, at the start.
+        let _ = self.answers.set(answers);
+    }
+
+    /// Idempotency keys, where they are shared.
+    pub(crate) fn answers(&self) -> Option<&Arc<Answers>> {
+        self.answers.get()
     }
 
     /// What an operator sees; `None` where nothing is shared.

@@ -397,6 +397,11 @@ impl Shared {
         }
     }
 
+    /// This replica's name, and this process'.
+    pub(super) fn member(&self) -> (String, String) {
+        (self.id.clone(), self.life.clone())
+    }
+
     /// The client of this name, or the first.
     pub(super) fn client(&self, name: &str) -> usize {
         self.clients.iter().position(|client| client == name).unwrap_or(0)

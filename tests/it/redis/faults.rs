@@ -90,7 +90,7 @@ async fn one_lost_key_is_as_good_as_all() {
 async fn an_acl_user_needs_these_commands_and_these_keys_and_the_api_key_is_not_among_them() {
     let redis = Redis::start().await;
     let user = "on >cdt_second_key ~sluicegate:* resetchannels -@all +evalsha +script|load +time +del +hget +hgetall +hset \
-                +hdel +hlen +zadd +zrem +zcard +zrange +zremrangebyscore";
+                +hdel +hlen +zadd +zrem +zcard +zrange +zremrangebyscore +pexpire";
     let words: Vec<&str> = ["ACL", "SETUSER", "sluicegate"].into_iter().chain(user.split_whitespace()).collect();
     redis.run(&words).await;
     let mut fleet = Fleet::new(rate_only(), RATE, 1);
@@ -98,7 +98,9 @@ async fn an_acl_user_needs_these_commands_and_these_keys_and_the_api_key_is_not_
     let site = fleet.replica(&redis.url());
     wait_for(&site, "up and free", |shared| shared["state"] == "up" && !shared["waits_for"].is_string()).await;
     assert_eq!(site.send(get("/v1/echo")).await.status, 200);
-    assert_eq!(site.send(crate::support::create()).await.status, 201);
+    let keyed = || crate::support::create().with("idempotency-key", "canary-of-a-caller");
+    assert_eq!(site.send(keyed()).await.status, 201);
+    assert_eq!(site.send(keyed()).await.status, 201);
     sleep(Duration::from_secs(1)).await;
     for key in keys(&redis, "").await {
         let kind: String = redis::from_redis_value(redis.run(&["TYPE", &key]).await).expect("a word");
