@@ -37,14 +37,15 @@ pub(crate) fn share(
     queue: &queue::Account,
 ) -> io::Result<()> {
     let (config::State::Redis(_, redis), Some(state)) = (&config.state, state) else { return Ok(()) };
-    if account.plan.requests.is_none() && account.plan.concurrent_jobs.is_none() {
+    let config::Plan { requests, concurrent_jobs, credits_per_day, .. } = &*account.plan;
+    if requests.is_none() && concurrent_jobs.is_none() && credits_per_day.is_none() {
         return Ok(());
     }
     let clients = match &*config.clients {
         [] => vec!["local".to_owned()],
         clients => clients.iter().map(|client| client.name.clone()).collect(),
     };
-    let terms = Terms::new(&account.plan, redis.replicas.get(), &config.jobs);
+    let terms = Terms::new(&account.plan, redis.replicas.get(), &config.jobs, config.credits.utc_offset_secs);
     queue.share(terms, state.replica()?, clients, others(&state.members(&account.key)));
     Ok(())
 }
@@ -85,6 +86,7 @@ impl Replicas {
                 adopted: sender.clone(),
                 metrics: app.metrics.shared.clone(),
                 members: state.members(&account.key),
+                credits: Arc::clone(&app.credits),
             };
             replicas.brokers.spawn(queue.keep_shared(link, around, replicas.leaving.clone()));
         }

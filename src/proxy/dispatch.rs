@@ -87,13 +87,14 @@ impl Outgoing {
         let (account, client, call) = (self.account, self.client, &self.call);
         let owner = Owner { account, client };
         let queue = &app.accounts[account].queue;
-        app.credits.check(self.cost.as_deref())?;
+        app.credits.check(account, self.cost.as_deref())?;
         let begun = Instant::now();
         let ask = Ask {
             client,
             class: call.class,
             slot: call.create.is_some(),
             again: None,
+            price: app.credits.price(account, self.cost.as_deref()),
             deadline: begun + self.max_wait,
         };
         let turn = async {
@@ -112,12 +113,15 @@ impl Outgoing {
         };
         let (asked, queued) = (Instant::now(), begun.elapsed());
         let unsent = |rejection| unsent(rejection, queued);
-        let Turn { permit, slot, seq } = turn;
+        let Turn { mut permit, slot, seq } = turn;
         let number =
             || self.webhook.as_ref().and_then(|webhook| webhook.number()).unwrap_or_else(|| app.ledger.number());
         let slot = slot.map(|slot| (slot, number()));
-        let mut hold =
-            app.credits.reserve(self.cost, slot.as_ref().map(|(_, number)| *number)).await.map_err(unsent)?;
+        let mut hold = app
+            .credits
+            .reserve(self.cost, slot.as_ref().map(|(_, number)| *number), &mut permit)
+            .await
+            .map_err(unsent)?;
         if let Some(claim) = &self.claim {
             // Boxed: few calls have one, and all would pay for its place.
             Box::pin(begin(claim, queued)).await.map_err(unsent)?;

@@ -12,7 +12,7 @@ use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Script,
 };
 
-use crate::config::{self, Pacing, Secret};
+use crate::config::{self, Amount, Pacing, Secret};
 use crate::proxy::quota::pace;
 
 use self::wire::{Reply, Request};
@@ -50,10 +50,12 @@ pub(crate) struct Terms {
     pub(crate) period: Duration,
     /// Evenly spaced from the start.
     pub(crate) paced: bool,
+    /// What a day may cost, where that is bounded, and the day's offset to UTC in seconds.
+    pub(crate) credits: Option<(Amount, i32)>,
 }
 
 impl Terms {
-    pub(crate) fn new(plan: &config::Plan, replicas: u32, jobs: &config::Jobs) -> Self {
+    pub(crate) fn new(plan: &config::Plan, replicas: u32, jobs: &config::Jobs, utc_offset: i32) -> Self {
         let (window, jitter) =
             plan.requests.map_or((Duration::from_secs(60), Duration::from_millis(1500)), |requests| {
                 (requests.window, requests.jitter)
@@ -72,6 +74,7 @@ impl Terms {
                 .requests
                 .map_or(Duration::ZERO, |requests| pace::period(requests.limit, requests.window, requests.jitter)),
             paced: plan.pacing == Pacing::Paced,
+            credits: plan.credits_per_day.map(|budget| (budget, utc_offset)),
         }
     }
 
@@ -140,7 +143,7 @@ pub(crate) enum Failure {
 pub(crate) struct Link {
     client: Client,
     script: Script,
-    keys: [String; 5],
+    keys: [String; 6],
     timeout: Duration,
     connection: Option<MultiplexedConnection>,
 }
@@ -152,7 +155,7 @@ impl Link {
         Ok(Self {
             client: Client::open(connection_info(settings)?)?,
             script: Script::new(include_str!("redis/call.lua")),
-            keys: ["account", "places", "members", "slots", "turns"].map(|part| format!("{tag}:{part}")),
+            keys: ["account", "places", "members", "slots", "turns", "purse"].map(|part| format!("{tag}:{part}")),
             timeout: terms.timeout(),
             connection: None,
         })

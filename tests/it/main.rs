@@ -74,6 +74,7 @@ mod cancel;
 mod protocols;
 
 mod redis;
+mod redis_credits;
 mod redis_idempotency;
 mod reload;
 

@@ -105,12 +105,14 @@ pub struct Fleet {
     pub replicas: usize,
     /// More keys of `state.redis`.
     pub login: &'static str,
+    /// More tables.
+    pub more: &'static str,
 }
 
 impl Fleet {
     pub fn new(mock: Options, plan: &'static str, replicas: usize) -> Self {
         let mock = Arc::new(Mock::in_memory(Options { keys: vec![KEY.into()], ..mock }));
-        Self { mock, plan, replicas, login: "" }
+        Self { mock, plan, replicas, login: "", more: "" }
     }
 
     /// One replica, with a state directory of its own.
@@ -120,8 +122,8 @@ impl Fleet {
 
     pub fn replica_in(&self, scratch: Scratch, url: &str) -> Site {
         let toml = format!(
-            "[state]\nstore = \"redis\"\nredis = {{ url = \"{url}\", {}replicas = {} }}",
-            self.login, self.replicas
+            "{}\n[state]\nstore = \"redis\"\nredis = {{ url = \"{url}\", {}replicas = {} }}",
+            self.more, self.login, self.replicas
         );
         // As long as the test process: settings of tests are written down in place.
         let setup = Setup { plan: self.plan, toml: toml.leak(), ..Setup::default() };
