@@ -69,7 +69,7 @@ fn provoked() -> String {
         concurrent_jobs: Some(one),
         pacing: config::Pacing::Auto,
         llm: config::Llm::Shared,
-        credits_per_day: None,
+        credits_per_day: Some(Amount::default()),
     };
     let account = queue::Account::new("main".into(), &plan, &[Some((None, 1))], 1, None, Instant::now());
     let jobs = config::Jobs { max_age: second, uncertain: second, result_ttl: second, hold: second, shared: false };
