@@ -286,6 +286,7 @@ fn purses(accounts: &[Account]) -> Vec<Purse> {
         name: account.name.as_str().into(),
         first: first(account),
         budget: account.plan.credits_per_day,
+        shared: account.queue.shares_credits().then(|| Arc::clone(&account.queue)),
     };
     accounts.iter().map(purse).collect()
 }
@@ -326,6 +327,7 @@ fn build_app(
     let offset = config.credits.utc_offset_secs;
     let credits = Credits::open(terms, offset, Arc::clone(&ledger), metrics.credits.clone());
     let credits = Arc::new(credits.map_err(broken)?);
+    credits.tell_spent();
     let terms = job_terms(config, &built.accounts, &callers.names);
     let mut jobs = Jobs::new(Arc::clone(&protocol), terms, Arc::clone(&ledger));
     let observer = Arc::clone(&hooks);

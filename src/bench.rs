@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use crate::cli::demo::oracle::{Limits, makespan};
 use crate::clock::Clock;
-use crate::config::{self, Llm, Pacing, Plan, Requests};
+use crate::config::{self, Amount, Llm, Pacing, Plan, Requests};
 use crate::ledger::{Ledger, Place};
 use crate::proxy::jobs::poll::Patience;
 use crate::proxy::jobs::{Jobs, Owner, Terms, Told};
@@ -35,7 +35,7 @@ impl Desk {
     }
 
     fn ask(&self, class: Class, slot: bool) -> Ask {
-        Ask { client: 0, class, slot, again: None, deadline: self.deadline }
+        Ask { client: 0, class, slot, again: None, price: Amount::ZERO, deadline: self.deadline }
     }
 
     /// One attempt from turn to answer. True if it was admitted.

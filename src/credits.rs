@@ -14,6 +14,7 @@ use crate::ledger::{Error, Ledger};
 use crate::metrics::credits::Metrics;
 use crate::protocol::End;
 use crate::proxy::jobs::{Ended, Event};
+use crate::proxy::queue::{self, NoFunds, Permit};
 use crate::proxy::rejection::Rejection;
 use crate::proxy::rules::means;
 
@@ -71,6 +72,8 @@ pub(crate) struct Purse {
     /// The first account that shares its books, be it itself.
     pub(crate) first: Arc<str>,
     pub(crate) budget: Option<Amount>,
+    /// Where replicas share the budget: who asks the store.
+    pub(crate) shared: Option<Arc<queue::Account>>,
 }
 
 impl Terms {
@@ -85,8 +88,18 @@ impl Terms {
     }
 
     fn scopes(&self, account: usize, client: usize) -> [(Scope, Option<Amount>); 2] {
-        let (Purse { first, budget, .. }, (name, of_client)) = (&self.accounts[account], &self.clients[client]);
-        [(Scope::Account(Arc::clone(first)), *budget), (Scope::Client(Arc::clone(name)), *of_client)]
+        let (Purse { first, budget, shared, .. }, (name, of_client)) = (&self.accounts[account], &self.clients[client]);
+        // What replicas share is asked of the store, not of this book.
+        let budget = budget.filter(|_| shared.is_none());
+        [(Scope::Account(Arc::clone(first)), budget), (Scope::Client(Arc::clone(name)), *of_client)]
+    }
+}
+
+impl Purse {
+    /// What has been used of today: by all replicas, where they share it.
+    fn used(&self, book: &Book) -> Amount {
+        let funds = self.shared.as_ref().and_then(|queue| queue.funds());
+        funds.map_or_else(|| book.used(&Scope::Account(Arc::clone(&self.first))), |funds| funds.used)
     }
 }
 
@@ -190,34 +203,53 @@ impl Credits {
             Price::Call(amount) => amount,
             Price::ThousandTokens(rate) => rate.for_tokens(USUAL_TOKENS),
         };
-        let limit = terms.accounts[account].budget;
-        let [(scope, _), _] = terms.scopes(account, 0);
+        let purse = &terms.accounts[account];
+        let limit = purse.budget;
         let state = self.today();
-        let left = limit.map(|limit| limit.less(state.book.used(&scope)));
+        let left = limit.map(|limit| limit.less(purse.used(&state.book)));
         Some(Quote { each, left, limit, renews_in: state.calendar.ends_in(&self.ledger.now()) })
     }
 
+    /// What the store is to be asked for, where replicas share the account's budget.
+    pub(crate) fn price(&self, account: usize, cost: Option<&Cost>) -> Amount {
+        let Some(cost) = cost else { return Amount::ZERO };
+        if self.terms.load().accounts[account].shared.is_some() { cost.ask.amount } else { Amount::ZERO }
+    }
+
     /// Refuses what today's budgets do not hold.
-    pub(crate) fn check(&self, cost: Option<&Cost>) -> Result<(), Rejection> {
+    pub(crate) fn check(&self, account: usize, cost: Option<&Cost>) -> Result<(), Rejection> {
         let Some(cost) = cost else { return Ok(()) };
+        if let Some(queue) = &self.terms.load().accounts[account].shared {
+            queue.check_funds(cost.ask.amount).map_err(|no| self.no_funds(no))?;
+        }
         let state = self.today();
         state.book.check(&cost.ask).map_err(|short| self.exhausted(short, &state))
     }
 
     /// Takes the cost out of today's budgets, on disk too; that of a create, by its number, is on disk once its intent is, which is given
-    /// after it.
+    /// after it. What the store gave with the permit is the reservation's from then on.
     pub(crate) async fn reserve(
         self: &Arc<Self>,
         cost: Option<Box<Cost>>,
         create: Option<u64>,
+        permit: &mut Permit,
     ) -> Result<Option<Box<Hold>>, Rejection> {
         let Some(cost) = cost else { return Ok(None) };
         // Relaxed: nothing else hangs on the order of ids.
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let made = {
             let mut state = self.today();
-            let made = state.book.reserve(id, create, &cost.ask);
-            made.map_err(|short| self.exhausted(short, &state))?
+            let made = match permit.funded() {
+                None if permit.wants_funds() && cost.ask.amount > Amount::ZERO => {
+                    tracing::error!("a priced call is refused, as no credits of the shared budget came with its turn");
+                    return Err(Rejection::Internal);
+                }
+                Some(day) => state.book.reserve_on(day, id, create, &cost.ask),
+                None => state.book.reserve(id, create, &cost.ask),
+            };
+            let made = made.map_err(|short| self.exhausted(short, &state))?;
+            permit.funds_taken();
+            made
         };
         // From here on dropping it gives the reservation back.
         let hold = Box::new(Hold::new(Arc::clone(self), id, cost.ask.amount, cost.rate));
@@ -242,7 +274,9 @@ impl Credits {
             return;
         }
         match event {
-            Event::Ended(ended) => self.job_ended(ended),
+            Event::Ended(ended) => {
+                self.job_ended(ended);
+            }
             Event::TurnedUp(number) => self.change(|book| book.known(number)),
             Event::NoEnd(number) => self.change(|book| book.stands(number)),
         }
@@ -263,8 +297,15 @@ impl Credits {
             End::Expired => Some(Refund::Expired),
             End::Gone => Some(Refund::Gone),
         };
+        let refunded = refund.is_some_and(|refund| self.terms.load().refund.contains(&refund));
+        if refunded {
+            // It may have been taken over from a replica that paid for it.
+            self.terms.load().accounts.iter().filter_map(|purse| purse.shared.as_ref()).for_each(|queue| {
+                queue.refund_slot_of(&ended.id);
+            });
+        }
         let mut state = self.today();
-        let end = if refund.is_some_and(|refund| self.terms.load().refund.contains(&refund)) {
+        let end = if refunded {
             JobEnd::Refund
         } else {
             JobEnd::Keep(state.book.model_of(ended.number).and_then(|model| self.counted(model, ended)))
@@ -285,7 +326,40 @@ impl Credits {
 
     /// Under the book's lock, so that the ledger gets an entry's moves in their order.
     fn post(&self, _: &State, moves: impl IntoIterator<Item = Move>) {
-        moves.into_iter().for_each(|made| self.ledger.post_credits(made));
+        for made in moves {
+            let terms = self.terms.load();
+            let purse = terms.accounts.iter().find(|purse| purse.name == made.key.account);
+            if let Some(queue) = purse.and_then(|purse| purse.shared.as_ref()) {
+                queue.spent_changed(made.day, made.change.charged.saturating_add(made.change.reserved));
+            }
+            self.ledger.post_credits(made);
+        }
+    }
+
+    /// Tells the accounts that replicas share what this one has taken of its last day, before any more is.
+    pub(crate) fn tell_spent(&self) {
+        let (state, terms) = (self.today(), self.terms.load());
+        for purse in &terms.accounts {
+            let Some(queue) = purse.shared.as_ref().filter(|_| purse.name == purse.first) else { continue };
+            let same = |account: &str| {
+                terms.accounts.iter().any(|other| other.first == purse.first && &*other.name == account)
+            };
+            let (day, spent) = state.book.last_day_of(same);
+            queue.restore_spent(day, spent);
+        }
+    }
+
+    /// Today, by this process' calendar.
+    pub(crate) fn day(&self) -> i64 {
+        self.today().calendar.day
+    }
+
+    /// The refusal of the store, or what it refused before.
+    pub(crate) fn no_funds(&self, no: NoFunds) -> Rejection {
+        let now_ms = u64::try_from(self.ledger.now().wall_ms).unwrap_or_default();
+        let wait_ms = u64::try_from(no.resets_in.as_millis()).unwrap_or(u64::MAX);
+        let NoFunds { needed, left, limit, .. } = no;
+        exhausted(Short { needed, left, limit }, now_ms, wait_ms)
     }
 
     /// What is left of the tighter budget; `None` where there is none.
@@ -295,8 +369,11 @@ impl Credits {
             return None;
         }
         let state = self.today();
-        let left = |(scope, limit): (Scope, Option<Amount>)| Some(limit?.less(state.book.used(&scope)));
-        terms.scopes(account, client).into_iter().filter_map(left).min()
+        let purse = &terms.accounts[account];
+        let (name, of_client) = &terms.clients[client];
+        let left = purse.budget.map(|limit| limit.less(purse.used(&state.book)));
+        let own = of_client.map(|limit| limit.less(state.book.used(&Scope::Client(Arc::clone(name)))));
+        left.into_iter().chain(own).min()
     }
 
     /// The book, turned to today.
@@ -315,14 +392,12 @@ impl Credits {
         let now = self.ledger.now();
         let now_ms = u64::try_from(now.wall_ms).unwrap_or_default();
         let wait_ms = u64::try_from(state.calendar.ends_in(&now).as_millis()).unwrap_or(u64::MAX);
-        let resets_in_secs = u32::try_from(wait_ms.div_ceil(1_000)).unwrap_or(u32::MAX);
-        let Short { needed, left, limit } = short;
-        Rejection::CreditsExhausted {
-            needed,
-            left,
-            limit,
-            resets_in_secs,
-            resets_at: (now_ms + wait_ms).div_ceil(1_000),
-        }
+        exhausted(short, now_ms, wait_ms)
     }
+}
+
+fn exhausted(Short { needed, left, limit }: Short, now_ms: u64, wait_ms: u64) -> Rejection {
+    let resets_in_secs = u32::try_from(wait_ms.div_ceil(1_000)).unwrap_or(u32::MAX);
+    let resets_at = now_ms.saturating_add(wait_ms).div_ceil(1_000);
+    Rejection::CreditsExhausted { needed, left, limit, resets_in_secs, resets_at }
 }

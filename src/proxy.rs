@@ -151,10 +151,20 @@ async fn forward(worker: &Arc<Worker>, request: Box<Request<Incoming>>, record: 
     let idempotency = call.idempotency_key(account, client, &head, &body);
     app.retarget(&mut head)?;
     let model = model.unwrap_or_else(|| "unknown".into());
-    let outgoing =
-        Outgoing { call, account, client, head, held: body, model, cost, keyed: None, max_wait, webhook: None };
     // Boxed, as it goes through many hands, each of which would have a place for it.
-    let outgoing = Box::new(outgoing);
+    let outgoing = Box::new(Outgoing {
+        call,
+        account,
+        client,
+        head,
+        held: body,
+        model,
+        cost,
+        keyed: None,
+        claim: None,
+        max_wait,
+        webhook: None,
+    });
     let passed = match outgoing.call.create {
         Some(_) => {
             record.detach();

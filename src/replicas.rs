@@ -15,6 +15,7 @@ use crate::config::{self, Config};
 use crate::proxy::App;
 use crate::proxy::queue;
 use crate::state::State;
+use crate::state::redis::answers::Answers;
 use crate::state::redis::{Link, Terms};
 
 /// How long the store has to hear that this replica is leaving.
@@ -24,6 +25,7 @@ const LAST_CALL: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(crate) struct Replicas {
     leaving: CancellationToken,
+    answers: Vec<Arc<Answers>>,
     brokers: JoinSet<()>,
 }
 
@@ -35,14 +37,15 @@ pub(crate) fn share(
     queue: &queue::Account,
 ) -> io::Result<()> {
     let (config::State::Redis(_, redis), Some(state)) = (&config.state, state) else { return Ok(()) };
-    if account.plan.requests.is_none() && account.plan.concurrent_jobs.is_none() {
+    let config::Plan { requests, concurrent_jobs, credits_per_day, .. } = &*account.plan;
+    if requests.is_none() && concurrent_jobs.is_none() && credits_per_day.is_none() {
         return Ok(());
     }
     let clients = match &*config.clients {
         [] => vec!["local".to_owned()],
         clients => clients.iter().map(|client| client.name.clone()).collect(),
     };
-    let terms = Terms::new(&account.plan, redis.replicas.get(), &config.jobs);
+    let terms = Terms::new(&account.plan, redis.replicas.get(), &config.jobs, config.credits.utc_offset_secs);
     queue.share(terms, state.replica()?, clients, others(&state.members(&account.key)));
     Ok(())
 }
@@ -69,12 +72,21 @@ impl Replicas {
                 continue;
             };
             let Some(terms) = queue.terms() else { continue };
-            let link = Link::new(redis, &account.key, &terms)
-                .map_err(|error| StartError::Config(format!("state.redis cannot be used: {error}")))?;
+            let unusable = |error| StartError::Config(format!("state.redis cannot be used: {error}"));
+            let link = Link::new(redis, &account.key, &terms).map_err(unusable)?;
+            if let Some(member) = queue.member() {
+                let answers = Answers::new(redis, &account.key, terms.clone(), member).map_err(unusable)?;
+                let names = app.accounts.iter().filter(|other| Arc::ptr_eq(&other.queue, &queue));
+                let names = names.map(|account| account.name.clone()).collect();
+                background.spawn(Arc::clone(&answers).keep_told(names, Arc::clone(&app.ledger)));
+                queue.share_answers(Arc::clone(&answers));
+                replicas.answers.push(answers);
+            }
             let around = queue::Around {
                 adopted: sender.clone(),
                 metrics: app.metrics.shared.clone(),
                 members: state.members(&account.key),
+                credits: Arc::clone(&app.credits),
             };
             replicas.brokers.spawn(queue.keep_shared(link, around, replicas.leaving.clone()));
         }
@@ -94,7 +106,12 @@ impl Replicas {
     /// Takes leave of the store, as far as it answers.
     pub(crate) async fn leave(&mut self) {
         self.leaving.cancel();
-        let left = async { while self.brokers.join_next().await.is_some() {} };
+        let left = async {
+            for answers in &self.answers {
+                answers.told().await;
+            }
+            while self.brokers.join_next().await.is_some() {}
+        };
         if tokio::time::timeout(LAST_CALL, left).await.is_err() {
             tracing::warn!(
                 "the shared store did not hear that this replica leaves: its share is kept for it for a while"

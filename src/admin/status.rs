@@ -35,6 +35,9 @@ pub(crate) fn status(app: &App) -> Value {
                 "jobs_live": view.told.live,
                 "waits_for": view.told.why,
                 "silent_secs": view.silent_secs,
+                "credits": view.funds.map(|funds| json!({
+                    "used": funds.used.json(), "used_here": funds.own.json(), "limit": funds.limit.json(), "frozen": funds.frozen,
+                })),
             })),
             "counts": account.counters.totals(),
         })

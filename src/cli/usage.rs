@@ -14,6 +14,14 @@ fn draw(report: &Value) -> Picture {
     let (day, offset) = (cell(&report["day"]), cell(&report["utc_offset"]));
     let renewed = format!("{day} (UTC{offset}), budgets renew in {} h {:02} min", minutes / 60, minutes % 60);
     picture.line(Tone::Plain, renewed);
+    let accounts = report["accounts"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if accounts.iter().any(|account| account["shared"] == true) {
+        picture.line(Tone::Plain, "accounts: all replicas together; the rest: this replica alone");
+    }
+    if accounts.iter().any(|account| account["frozen"] == true) {
+        let frozen = "what a replica has used is not known: nothing more is spent until it is back, or the day ends";
+        picture.line(Tone::Plain, frozen);
+    }
     rows(&mut picture, "account", &report["accounts"], &["name", "used", "limit", "remaining"]);
     let clients = report["clients"].as_array().is_some_and(|list| list.iter().any(|client| !client["limit"].is_null()));
     if clients {
@@ -51,6 +59,16 @@ mod tests {
 
     use super::*;
     use crate::cli::picture::Frame;
+
+    #[test]
+    fn what_all_replicas_use_together_is_told_from_what_one_does() {
+        let account = json!({"name": "main", "used": 9, "limit": 50, "remaining": 41, "shared": true, "frozen": true});
+        let report =
+            json!({"resets_in_secs": 60, "accounts": [account], "clients": [], "today": [], "last_30_days": []});
+        let lines = draw(&report).lines(Frame::default());
+        assert_eq!(lines[1], "accounts: all replicas together; the rest: this replica alone");
+        assert!(lines[2].starts_with("what a replica has used is not known"), "{lines:?}");
+    }
 
     #[test]
     fn usage_is_shown_in_columns() {

@@ -167,6 +167,16 @@ impl Book {
         Amount::from_micro(self.used.get(scope).copied().unwrap_or_default())
     }
 
+    /// What an account has used of the last day of which anything is known, today at least.
+    pub(crate) fn last_day_of(&self, accounts: impl Fn(&str) -> bool) -> (i64, Amount) {
+        let of = |key: &Key| accounts(&key.account);
+        let last = self.totals.keys().filter(|(_, key)| of(key)).map(|(day, _)| *day).max();
+        let day = last.map_or(self.day, |last| last.max(self.day));
+        let totals = self.totals.iter().filter(|((on, key), _)| *on == day && of(key));
+        let spent: i64 = totals.map(|(_, tally)| tally.charged.saturating_add(tally.reserved)).sum();
+        (day, Amount::from_micro(u64::try_from(spent).unwrap_or_default()))
+    }
+
     /// Whether both budgets last for this.
     pub(crate) fn check(&self, ask: &Ask) -> Result<(), Short> {
         for (scope, limit) in &ask.scopes {
@@ -181,13 +191,18 @@ impl Book {
 
     /// Takes it out of both budgets, if they last. `number` is the create's, whose job's end may refund it.
     pub(crate) fn reserve(&mut self, id: u64, number: Option<u64>, ask: &Ask) -> Result<Move, Short> {
+        self.reserve_on(self.day, id, number, ask)
+    }
+
+    /// The same, on a day that others have told.
+    pub(crate) fn reserve_on(&mut self, day: i64, id: u64, number: Option<u64>, ask: &Ask) -> Result<Move, Short> {
         self.check(ask)?;
         let scopes = ask.scopes.clone().map(|(scope, _)| scope);
         let entry = Entry {
             number,
             key: ask.key.clone(),
             scopes,
-            day: self.day,
+            day,
             amount: ask.amount,
             stage: Stage::Reserved,
             ended: None,

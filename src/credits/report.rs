@@ -1,6 +1,7 @@
 //! What was used, for `/api/v1/usage` and the metrics.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::{Span, civil};
 use serde_json::{Map, Value, json};
@@ -40,10 +41,19 @@ impl Credits {
             // Accounts with one key share one budget.
             name == first || !terms.accounts[..*index].iter().any(|other| other.first == *first)
         });
-        let accounts =
-            accounts.map(|(index, purse)| budget(state, &purse.name, purse.budget, &terms.scopes(index, 0)[0].0));
-        let clients = terms.clients.iter().enumerate();
-        let clients = clients.map(|(index, (name, limit))| budget(state, name, *limit, &terms.scopes(0, index)[1].0));
+        let accounts = accounts.map(|(_, purse)| {
+            let mut line = budget(&purse.name, purse.budget, purse.used(&state.book));
+            if let Some(funds) = purse.shared.as_ref().and_then(|queue| queue.funds()) {
+                // Of all replicas; what the lines below say is this one's own.
+                line["shared"] = true.into();
+                line["used_here"] = funds.own.json();
+                line["frozen"] = funds.frozen.into();
+            }
+            line
+        });
+        let clients = terms.clients.iter();
+        let clients =
+            clients.map(|(name, limit)| budget(name, *limit, state.book.used(&Scope::Client(Arc::clone(name)))));
         json!({
             "day": date(state.calendar.day),
             "utc_offset": offset(self.utc_offset),
@@ -57,16 +67,14 @@ impl Credits {
     pub(crate) fn set_gauges(&self) {
         let state = self.today();
         let terms = self.terms.load();
-        for (index, Purse { name, budget, .. }) in terms.accounts.iter().enumerate() {
-            let [(scope, _), _] = terms.scopes(index, 0);
-            self.metrics.set(name, state.book.used(&scope), *budget);
+        for purse in &terms.accounts {
+            self.metrics.set(&purse.name, purse.used(&state.book), purse.budget);
         }
     }
 }
 
-/// A budget, and what its scope has used of it.
-fn budget(state: &State, name: &str, limit: Option<Amount>, scope: &Scope) -> Value {
-    let used = state.book.used(scope);
+/// A budget, and what has been used of it.
+fn budget(name: &str, limit: Option<Amount>, used: Amount) -> Value {
     json!({
         "name": name,
         "used": used.json(),

@@ -34,11 +34,12 @@ CREATE TABLE answers (
 CREATE INDEX answers_by_number ON answers (number);
 ";
 
-const KEPT_MS: i64 = 24 * 3_600_000;
+/// How long an answer is kept.
+pub(crate) const KEPT_MS: i64 = 24 * 3_600_000;
 /// The newest stay.
 const MOST_KEPT: u32 = 10_000;
 /// A longer answer is not kept: a later process only says that the create was carried out or not.
-const LONGEST_BODY: usize = 64 * 1024;
+pub(crate) const LONGEST_BODY: usize = 64 * 1024;
 
 /// A caller's key and what it asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +57,18 @@ pub(crate) struct Said {
     pub(crate) body: Bytes,
     /// It started a job; if not, it may have.
     pub(crate) accepted: bool,
+}
+
+/// A key of this ledger, for those who share it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// The create's.
+    pub(crate) number: u64,
+    pub(crate) client: String,
+    pub(crate) key: String,
+    pub(crate) asked: [u8; 32],
+    pub(crate) said: Option<Said>,
+    pub(crate) left_ms: u64,
 }
 
 /// What is known of a key.
@@ -80,6 +93,23 @@ impl Ledger {
                 ":account": account, ":client": client, ":key": key, ":wall_ms": wall_ms, ":boot_ms": boot_ms, ":boot": boot
             };
             tx.prepare_cached(&sql)?.query_row(params, Earlier::read).optional()
+        })
+        .await
+    }
+
+    /// The first keys of this account from this number on that are still kept, at most 64.
+    pub(crate) async fn keys_from(&self, account: &str, number: u64) -> Result<Vec<Kept>, Error> {
+        let (account, now) = (account.to_owned(), self.now());
+        self.run(move |tx| {
+            let sql = format!(
+                "SELECT *, {AGE_MS} AS age FROM answers WHERE account = :account AND number >= :number AND {AGE_MS} < {KEPT_MS} \
+                 ORDER BY number LIMIT 64"
+            );
+            let Moment { wall_ms, boot_ms, boot } = &now;
+            let params = named_params! {
+                ":account": account, ":number": number, ":wall_ms": wall_ms, ":boot_ms": boot_ms, ":boot": boot
+            };
+            tx.prepare_cached(&sql)?.query_map(params, Kept::read)?.collect()
         })
         .await
     }
@@ -128,6 +158,15 @@ pub(super) fn prune(tx: &Transaction<'_>, now: &Moment, most: u32) -> rusqlite::
     execute(tx, sql, [MOST_KEPT]).map(drop)
 }
 
+impl Kept {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let Earlier { asked, said } = Earlier::read(row)?;
+        let left = KEPT_MS.saturating_sub(row.get::<_, i64>("age")?);
+        let (number, client, key) = (row.get("number")?, row.get("client")?, row.get("key")?);
+        Ok(Self { number, client, key, asked, said, left_ms: u64::try_from(left).unwrap_or_default() })
+    }
+}
+
 impl Earlier {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let said = match row.get::<_, Option<u16>>("status")?.and_then(|status| StatusCode::from_u16(status).ok()) {
@@ -144,7 +183,7 @@ impl Earlier {
 }
 
 /// As on the wire: a value has no line break in it.
-fn written(headers: &HeaderMap) -> Vec<u8> {
+pub(crate) fn written(headers: &HeaderMap) -> Vec<u8> {
     let mut lines = Vec::new();
     for (name, value) in headers {
         lines.extend_from_slice(name.as_str().as_bytes());
@@ -155,7 +194,8 @@ fn written(headers: &HeaderMap) -> Vec<u8> {
     lines
 }
 
-fn read(lines: &[u8]) -> HeaderMap {
+/// The opposite of `written`.
+pub(crate) fn read(lines: &[u8]) -> HeaderMap {
     let field = |line: &[u8]| {
         let colon = line.iter().position(|byte| *byte == b':')?;
         let name = HeaderName::from_bytes(&line[..colon]).ok()?;

@@ -18,6 +18,7 @@ pub(crate) struct Metrics {
     away: PerAccount,
     used: PerAccount,
     live: PerAccount,
+    frozen: PerAccount,
 }
 
 impl Metrics {
@@ -30,6 +31,8 @@ impl Metrics {
         registry.register("shared_replicas_away", help, metrics.away.clone());
         registry.register("shared_window_used", "Attempts of all replicas that count", metrics.used.clone());
         registry.register("shared_jobs_live", "Job slots that all replicas have taken", metrics.live.clone());
+        let help = "1 while no credits are granted, as the part of a replica is not known";
+        registry.register("shared_credits_frozen", help, metrics.frozen.clone());
         metrics
     }
 
@@ -47,5 +50,8 @@ impl Metrics {
         set(&self.away, view.told.away);
         set(&self.used, view.told.used);
         set(&self.live, view.told.live);
+        if let Some(funds) = view.funds {
+            set(&self.frozen, u32::from(funds.frozen));
+        }
     }
 }

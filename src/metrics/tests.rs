@@ -69,11 +69,11 @@ fn provoked() -> String {
         concurrent_jobs: Some(one),
         pacing: config::Pacing::Auto,
         llm: config::Llm::Shared,
-        credits_per_day: None,
+        credits_per_day: Some(Amount::default()),
     };
     let account = queue::Account::new("main".into(), &plan, &[Some((None, 1))], 1, None, Instant::now());
     let jobs = config::Jobs { max_age: second, uncertain: second, result_ttl: second, hold: second, shared: false };
-    let terms = Terms::new(&plan, 1, &jobs);
+    let terms = Terms::new(&plan, 1, &jobs, 0);
     account.share(terms, "replica".into(), vec!["local".into()], BTreeMap::new());
     let clients = vec![ClientLevel { name: "local", waiting: 0, jobs_live: 0 }];
     metrics.render(

@@ -27,6 +27,9 @@ use self::idempotency::{Entered, Key};
 /// Callers' own idempotency keys.
 pub(crate) mod idempotency;
 
+/// The same among replicas.
+mod among;
+
 /// Runs a create in a task of its own, or joins the one with the same idempotency key.
 pub(crate) async fn start(
     worker: &Arc<Worker>,
@@ -98,7 +101,10 @@ async fn run_keyed(worker: &Worker, outgoing: Box<Outgoing>, caller: &watch::Sen
     match app.answered_earlier(key, asked).await {
         Ok(Some(created)) => created,
         Ok(None) => {
-            let created = run_create(worker, outgoing, caller).await;
+            let created = match app.account(key.account).queue.answers() {
+                Some(answers) => among::run(worker, outgoing, caller, key, answers).await,
+                None => run_create(worker, outgoing, caller).await,
+            };
             app.keep_answer(key, &created);
             created
         }
@@ -132,7 +138,11 @@ struct Teller {
 
 impl Teller {
     fn tell(&self, created: Created) {
-        let kept = matches!(created.charge(), Charge::Accepted | Charge::Unknown);
+        // What was not sent from here and is unknown may be known to the ledger or another replica by the next time.
+        let kept = match &created.answer {
+            Ok(answer) => matches!(answer.charge, Charge::Accepted | Charge::Unknown),
+            Err(refusal) => refusal.charge == Charge::Unknown && refusal.spent.attempts > 0,
+        };
         if let Some(key) = self.key.as_ref().filter(|_| !kept) {
             self.app.idempotency.forget(key, &self.sender);
         }

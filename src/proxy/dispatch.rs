@@ -1,6 +1,7 @@
 //! From the queue to the answer: a turn, a slot for creates, attempts, and what the answer says about jobs.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::request;
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 use crate::credits::hold::Meter;
 use crate::credits::{Cost, Receipt};
 use crate::ledger::answers::Keyed;
+use crate::state::redis::answers::Claim;
 use crate::webhooks::Intent;
 
 use super::body::Held;
@@ -62,6 +64,8 @@ pub(crate) struct Outgoing {
     pub(crate) cost: Option<Box<Cost>>,
     /// A create's idempotency key, taken with its intent.
     pub(crate) keyed: Option<Keyed>,
+    /// The same key among replicas.
+    pub(crate) claim: Option<Arc<Claim>>,
     pub(crate) max_wait: Duration,
     /// What will be owed to a create's webhook. Boxed, as few calls have one and all pay for its place.
     pub(crate) webhook: Option<Box<Intent>>,
@@ -104,9 +108,15 @@ impl Outgoing {
         let app = &worker.app;
         let (account, client, call, max_wait) = (self.account, self.client, &self.call, self.max_wait);
         let queue = &app.accounts[account].queue;
-        app.credits.check(self.cost.as_deref())?;
-        let ask =
-            Ask { client, class: call.class, slot: call.create.is_some(), again: None, deadline: begun + max_wait };
+        app.credits.check(account, self.cost.as_deref())?;
+        let ask = Ask {
+            client,
+            class: call.class,
+            slot: call.create.is_some(),
+            again: None,
+            price: app.credits.price(account, self.cost.as_deref()),
+            deadline: begun + max_wait,
+        };
         let mut turn = std::pin::pin!(async {
             // Before anything is taken: what cannot leave must not keep others from going.
             worker.upstream.reachable(!call.repeatable, ask.deadline).await?;
@@ -126,10 +136,7 @@ impl Outgoing {
         });
         let turn = tokio::select! {
             biased;
-            turn = turn => turn.map_err(|rejection: Rejection| Refusal {
-                spent: Spent { queued: begun.elapsed(), ..Spent::default() },
-                ..rejection.into()
-            })?,
+            turn = turn => turn.map_err(|rejection: Rejection| unsent(rejection, begun.elapsed()))?,
             () = app.drained.cancelled() => return Err(Rejection::Draining.into()),
             () = gone(caller) => return Err(Rejection::BadRequest("the caller left").into()),
         };
@@ -152,13 +159,20 @@ impl Outgoing {
         let owner = Owner { account, client };
         let asked = Instant::now();
         let queued = asked - begun;
-        let unsent = |rejection: Rejection| Refusal { spent: Spent { queued, ..Spent::default() }, ..rejection.into() };
-        let Turn { permit, slot, seq } = turn;
+        let unsent = |rejection| unsent(rejection, queued);
+        let Turn { mut permit, slot, seq } = turn;
         let number =
             || self.webhook.as_ref().and_then(|webhook| webhook.number()).unwrap_or_else(|| app.ledger.number());
         let slot = slot.map(|slot| (slot, number()));
-        let mut hold =
-            app.credits.reserve(self.cost, slot.as_ref().map(|(_, number)| *number)).await.map_err(unsent)?;
+        let mut hold = app
+            .credits
+            .reserve(self.cost, slot.as_ref().map(|(_, number)| *number), &mut permit)
+            .await
+            .map_err(unsent)?;
+        if let Some(claim) = &self.claim {
+            // Boxed: few calls have one, and all would pay for its place.
+            Box::pin(begin(claim, queued)).await.map_err(unsent)?;
+        }
         let mut pending = match slot {
             // A create that the ledger cannot keep is not sent. The ledger has told the log why.
             Some(slot) => {
@@ -220,6 +234,19 @@ impl Outgoing {
         };
         let (credits, meter) = hold.map(|hold| hold.answered(&reply.head, charge)).unwrap_or_default();
         Ok(Passed { reply, charge, job, queued, credits, meter })
+    }
+}
+
+/// It waited for so long and was not sent.
+fn unsent(rejection: Rejection, queued: Duration) -> Refusal {
+    Refusal { spent: Spent { queued, ..Spent::default() }, ..rejection.into() }
+}
+
+/// No other replica sends a create with this key from now on.
+async fn begin(claim: &Claim, waited: Duration) -> Result<(), Rejection> {
+    match claim.begin().await {
+        Ok(true) => Ok(()),
+        _ => Err(Rejection::QueueTimeout { waited, retry_in: claim.poll() }),
     }
 }
 

@@ -295,6 +295,7 @@ impl App {
             NoTurn::Full { waiting, retry_in } => Rejection::QueueFull { waiting, retry_in },
             NoTurn::NoSlot { live, limit } => Rejection::JobLimit { live, limit },
             NoTurn::Deadline { retry_in } => Rejection::QueueTimeout { waited: begun.elapsed(), retry_in },
+            NoTurn::NoFunds(no) => self.credits.no_funds(no),
         }
     }
 

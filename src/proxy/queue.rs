@@ -5,13 +5,14 @@
 
 use std::num::NonZeroU32;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
-use crate::config;
+use crate::config::{self, Amount};
+use crate::state::redis::answers::Answers;
 use crate::state::ring::Ring;
 
 use super::quota::{Claim, Places, Quota, Share, Use, View, Wait};
@@ -24,6 +25,7 @@ use self::shared::{Place, Sender, Shared};
 pub(crate) use self::broker::{Adopted, Around, SharedView};
 pub(crate) use self::line::Class;
 pub(crate) use self::permit::{Permit, Slot};
+pub(crate) use self::shared::purse::NoFunds;
 
 /// The order of turns.
 pub(crate) mod line;
@@ -37,6 +39,9 @@ mod shared;
 /// The calls that keep it so.
 mod broker;
 
+/// Credits that replicas share.
+mod funds;
+
 /// One upstream key: its quota, its job slots and everyone who waits for them.
 pub(crate) struct Account {
     /// The name in logs, metrics and the state directory.
@@ -49,6 +54,8 @@ pub(crate) struct Account {
     broker: Notify,
     /// How many jobs' names the store has.
     told: watch::Sender<u64>,
+    /// Where replicas share the account: the idempotency keys of its callers.
+    answers: OnceLock<Arc<Answers>>,
 }
 
 struct Book {
@@ -79,6 +86,8 @@ struct Waiter {
     sender: Sender,
     /// After this it does not wait for another try.
     deadline: Instant,
+    /// What the store is asked for beside a place.
+    price: Amount,
 }
 
 struct Clients(Vec<ClientBook>);
@@ -142,6 +151,8 @@ pub(crate) struct Ask {
     pub(crate) slot: bool,
     /// Its place in the order of arrival, where it has one already: then it is not refused because too many wait.
     pub(crate) again: Option<u64>,
+    /// What it takes of the day's credits, where replicas share them.
+    pub(crate) price: Amount,
     pub(crate) deadline: Instant,
 }
 
@@ -165,6 +176,8 @@ pub(crate) enum NoTurn {
     NoSlot { live: u32, limit: u32 },
     /// The deadline passed in the queue.
     Deadline { retry_in: Duration },
+    /// The day's credits, shared by all replicas, do not last for it.
+    NoFunds(NoFunds),
 }
 
 /// What the admin port shows of an account.
@@ -220,6 +233,7 @@ impl Account {
             timer: Notify::new(),
             broker: Notify::new(),
             told: watch::Sender::new(0),
+            answers: OnceLock::new(),
         })
     }
 
@@ -313,7 +327,7 @@ impl Account {
         let _leave = Leave { account: self, ticket };
         // An error means that the deadline passed: the sender lives in the line until it is used.
         if let Ok(Ok(turn)) = tokio::time::timeout_at(until, receiver).await {
-            return Ok(turn);
+            return turn.map_err(NoTurn::NoFunds);
         }
         let now = Instant::now();
         let mut book = self.book();
@@ -341,6 +355,7 @@ impl Account {
         let need = match (ask.slot, ask.class, ask.again) {
             (true, ..) => Need::Slot,
             (false, Class::Create, Some(_)) => Need::Room,
+            _ if ask.price > Amount::ZERO => Need::Funds,
             _ => Need::Nothing,
         };
         if need == Need::Slot && !book.patient(ask.deadline, now) {
@@ -375,7 +390,7 @@ impl Account {
             return Err(NoTurn::Full { waiting: book.line.len(), retry_in: earliest - now });
         }
         let (sender, receiver) = oneshot::channel();
-        book.line.join(ticket, need, Waiter { sender, deadline: ask.deadline });
+        book.line.join(ticket, need, Waiter { sender, deadline: ask.deadline, price: ask.price });
         drop(guard);
         self.pump();
         Ok(Entered::Waits(receiver, ticket, until))
@@ -407,7 +422,7 @@ impl Account {
             let own = book.shared.as_ref().map(|shared| (shared.own_place(now), None));
             drop(book);
             // A waiter that has just given up drops the turn, and so gives back what it holds.
-            drop(waiter.sender.send(self.make_turn(ticket, need, claim, own)));
+            drop(waiter.sender.send(Ok(self.make_turn(ticket, need, claim, own))));
         }
     }
 
@@ -573,7 +588,7 @@ async fn sleep_until(at: Option<Instant>) {
 enum Entered {
     Served(Turn),
     /// Until then.
-    Waits(oneshot::Receiver<Turn>, Ticket, Instant),
+    Waits(oneshot::Receiver<Result<Turn, NoFunds>>, Ticket, Instant),
 }
 
 /// Leaves the line on drop: the deadline passed, or the caller hung up.
@@ -613,6 +628,7 @@ impl Book {
         Jobs {
             slot: shared && self.jobs_limit.is_none_or(|limit| self.live < limit && self.looks_open(now).is_none()),
             room: self.no_room_until.is_none_or(|until| until <= now),
+            funds: self.shared.as_ref().is_none_or(|shared| shared.funds_open()),
         }
     }
 
@@ -649,6 +665,7 @@ impl Book {
         let jobs = self.jobs(now);
         let may_start = match need {
             Need::Nothing => true,
+            Need::Funds => jobs.funds,
             Need::Room => jobs.room,
             Need::Slot => jobs.room && jobs.slot && self.clients.slot(client),
         };
@@ -678,6 +695,14 @@ impl Book {
 
     /// The opposite of `next`. Who has no time left, or has left, gets no other try.
     fn put_back(&mut self, (ticket, need, claim, waiter): (Ticket, Need, Claim, Waiter), now: Instant) {
+        self.give_back(&ticket, need, claim, now);
+        if waiter.deadline > now && !waiter.sender.is_closed() {
+            self.line.join(ticket, need, waiter);
+        }
+    }
+
+    /// What was granted here comes back.
+    fn give_back(&mut self, ticket: &Ticket, need: Need, claim: Claim, now: Instant) {
         self.quota.release(claim, now);
         self.clients.0[ticket.client].share.refund();
         if need == Need::Slot {
@@ -685,9 +710,6 @@ impl Book {
             let client = &mut self.clients.0[ticket.client];
             client.live = client.live.saturating_sub(1);
             self.line.slot_freed(ticket.client);
-        }
-        if waiter.deadline > now && !waiter.sender.is_closed() {
-            self.line.join(ticket, need, waiter);
         }
     }
 

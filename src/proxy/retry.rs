@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::config::Amount;
 use crate::config::RouteAuth;
 use crate::credits::hold::Hold;
 use crate::protocol::Protocol;
@@ -178,7 +179,14 @@ impl Sending<'_> {
             account.counters.retry(outcome);
             // From here on it is rare, and boxed: every request's future would be larger by it.
             let kept = Box::pin(keep(result)).await;
-            let ask = Ask { client: self.client, class: self.call.class, slot: false, again: Some(seq), deadline };
+            let ask = Ask {
+                client: self.client,
+                class: self.call.class,
+                slot: false,
+                again: Some(seq),
+                price: Amount::ZERO,
+                deadline,
+            };
             let again = async {
                 match next {
                     Next::After(wait) => tokio::time::sleep(wait).await,
@@ -240,7 +248,14 @@ impl Sending<'_> {
         if !metered {
             return Ok(queue.unmetered(self.client).permit);
         }
-        let ask = Ask { client: self.client, class: self.call.class, slot: false, again: Some(seq), deadline };
+        let ask = Ask {
+            client: self.client,
+            class: self.call.class,
+            slot: false,
+            again: Some(seq),
+            price: Amount::ZERO,
+            deadline,
+        };
         tokio::select! {
             turn = queue.turn(ask) => turn.map(|turn| turn.permit).map_err(|_| kept),
             () = gone(self.caller) => Err(kept),
@@ -257,7 +272,14 @@ impl Sending<'_> {
     ) -> Result<Permit, Rejection> {
         let app = &self.worker.app;
         let queue = &app.account(self.account).queue;
-        let ask = Ask { client: self.client, class: self.call.class, slot: false, again: Some(seq), deadline };
+        let ask = Ask {
+            client: self.client,
+            class: self.call.class,
+            slot: false,
+            again: Some(seq),
+            price: Amount::ZERO,
+            deadline,
+        };
         let turn = async {
             self.worker.upstream.reachable(!self.call.repeatable, deadline).await?;
             if !metered {

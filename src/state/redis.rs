@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use redis::{ConnectionAddr, IntoConnectionInfo, Script};
 
-use crate::config::{self, Pacing, Secret};
+use crate::config::{self, Amount, Pacing, Secret};
 use crate::proxy::quota::pace;
 
 use self::server::Server;
@@ -19,6 +19,9 @@ pub(crate) mod server;
 
 /// What calls say and hear.
 pub(crate) mod wire;
+
+/// Idempotency keys, and their answers.
+pub(crate) mod answers;
 
 /// The version of the keys and of what a script may find in them. A change that an older one would misread takes another.
 const KEYS: &str = "sluicegate:1";
@@ -47,10 +50,12 @@ pub(crate) struct Terms {
     pub(crate) period: Duration,
     /// Evenly spaced from the start.
     pub(crate) paced: bool,
+    /// What a day may cost, where that is bounded, and the day's offset to UTC in seconds.
+    pub(crate) credits: Option<(Amount, i32)>,
 }
 
 impl Terms {
-    pub(crate) fn new(plan: &config::Plan, replicas: u32, jobs: &config::Jobs) -> Self {
+    pub(crate) fn new(plan: &config::Plan, replicas: u32, jobs: &config::Jobs, utc_offset: i32) -> Self {
         let (window, jitter) =
             plan.requests.map_or((Duration::from_secs(60), Duration::from_millis(1500)), |requests| {
                 (requests.window, requests.jitter)
@@ -69,6 +74,7 @@ impl Terms {
                 .requests
                 .map_or(Duration::ZERO, |requests| pace::period(requests.limit, requests.window, requests.jitter)),
             paced: plan.pacing == Pacing::Paced,
+            credits: plan.credits_per_day.map(|budget| (budget, utc_offset)),
         }
     }
 
@@ -137,7 +143,7 @@ pub(crate) enum Failure {
 pub(crate) struct Link {
     server: Server,
     script: Script,
-    keys: [String; 5],
+    keys: [String; 6],
 }
 
 impl Link {
@@ -146,7 +152,7 @@ impl Link {
         Ok(Self {
             server: Server::new(settings, terms.timeout())?,
             script: Script::new(include_str!("redis/call.lua")),
-            keys: ["account", "places", "members", "slots", "turns"].map(|part| key_of(key, part)),
+            keys: ["account", "places", "members", "slots", "turns", "purse"].map(|part| key_of(key, part)),
         })
     }
 

@@ -76,6 +76,8 @@ mod cancel;
 mod protocols;
 
 mod redis;
+mod redis_credits;
+mod redis_idempotency;
 mod reload;
 
 mod drain;

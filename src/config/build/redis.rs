@@ -8,7 +8,7 @@ use super::accounts::{resolve, trusted};
 use crate::config::reader::{Complaint, Section, text};
 use crate::config::report::Place;
 use crate::config::source::Source;
-use crate::config::{Account, Client, Jobs, Redis, State, Webhooks};
+use crate::config::{Account, Client, Jobs, Llm, Redis, State, Webhooks};
 use crate::state::redis;
 
 /// The store counts every attempt by itself.
@@ -124,11 +124,11 @@ pub(super) fn refuse_unshared(
     let plans = root.named("plans");
     for account in accounts {
         let Some((_, plan)) = plans.iter().find(|(name, _)| *name == account.plan.name) else { continue };
-        if account.plan.credits_per_day.is_some() && plan.has("credits_per_day") {
-            let complaint = Complaint::new("is not shared between replicas by this version");
+        if account.plan.credits_per_day.is_some() && account.plan.llm == Llm::Unmetered {
+            let complaint = Complaint::new("leaves calls out of the window, with which replicas share credits_per_day");
             plan.complain(
-                "credits_per_day",
-                complaint.help("remove it, or use state.store = \"local\" with one process"),
+                "llm",
+                complaint.help("remove it or credits_per_day, or use state.store = \"local\" with one process"),
             );
         }
         if account.plan.requests.is_some_and(|requests| requests.limit.get() > MOST_REQUESTS) {

@@ -111,34 +111,44 @@ impl App {
         if asked != hash {
             return Err(Rejection::IdempotencyMismatch.into());
         }
-        let Some(Said { status, headers, body, accepted }) = said else {
-            let rejection = Rejection::OutcomeUnknown { attempts: 0 };
-            return Err(Refusal { charge: Charge::Unknown, ..rejection.into() });
-        };
-        let charge = if accepted { Charge::Accepted } else { Charge::Unknown };
-        Ok(Some(Created {
-            answer: Ok(Answer { status, headers, body, charge, job: None }),
-            attempts: 0,
-            queued: Duration::ZERO,
-            upstream: Duration::ZERO,
-            credits: None,
-        }))
+        said.map(|said| Some(again(said))).ok_or_else(nobody_knows)
     }
 
     /// Keeps an answer for later processes.
     pub(super) fn keep_answer(&self, key: &Key, created: &Created) {
-        let Ok(Answer { status, headers, body, charge, .. }) = &created.answer else { return };
-        if !matches!(charge, Charge::Accepted | Charge::Unknown) {
-            return;
-        }
+        let Some(said) = said(created) else { return };
         let (account, client) = self.names(key);
-        let (headers, body, accepted) = (headers.clone(), body.clone(), *charge == Charge::Accepted);
-        self.ledger.answered(account, client, &key.name, Said { status: *status, headers, body, accepted });
+        self.ledger.answered(account, client, &key.name, said);
     }
 
-    fn names(&self, key: &Key) -> (&str, &str) {
+    pub(super) fn names(&self, key: &Key) -> (&str, &str) {
         (&self.account(key.account).name, &self.clients.names()[key.client])
     }
+}
+
+/// What is kept of a create's end; nothing where the key may try again, or nobody knows the answer.
+pub(super) fn said(created: &Created) -> Option<Said> {
+    let Answer { status, headers, body, charge, .. } = created.answer.as_ref().ok()?;
+    let kept = matches!(charge, Charge::Accepted | Charge::Unknown);
+    let accepted = *charge == Charge::Accepted;
+    kept.then(|| Said { status: *status, headers: headers.clone(), body: body.clone(), accepted })
+}
+
+/// The first answer again.
+pub(super) fn again(Said { status, headers, body, accepted }: Said) -> Created {
+    let charge = if accepted { Charge::Accepted } else { Charge::Unknown };
+    Created {
+        answer: Ok(Answer { status, headers, body, charge, job: None }),
+        attempts: 0,
+        queued: Duration::ZERO,
+        upstream: Duration::ZERO,
+        credits: None,
+    }
+}
+
+/// It was sent, and its answer will not be known: it is not sent again.
+pub(super) fn nobody_knows() -> Refusal {
+    Refusal { charge: Charge::Unknown, ..Rejection::OutcomeUnknown { attempts: 0 }.into() }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::Request;
 use tokio::time::Instant;
 
+use crate::config::Amount;
 use crate::proxy::Seat;
 use crate::proxy::body::{Held, Place};
 use crate::proxy::classify::Call;
@@ -39,7 +40,14 @@ impl Look for Looker {
         let queue = &app.accounts[account].queue;
         // With a place of its own, as it may be what those wait for who fill the queue. There is one a live job at most.
         let again = Some(queue.place());
-        let ask = Ask { client, class: call.class, slot: false, again, deadline: Instant::now() + LOOK_WAITS };
+        let ask = Ask {
+            client,
+            class: call.class,
+            slot: false,
+            again,
+            price: Amount::ZERO,
+            deadline: Instant::now() + LOOK_WAITS,
+        };
         let turn = async {
             worker.upstream.reachable(false, ask.deadline).await.ok()?;
             queue.turn(ask).await.ok()

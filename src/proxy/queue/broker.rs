@@ -9,10 +9,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::credits::Credits;
 use crate::metrics::shared::Metrics;
+use crate::state::redis::answers::Answers;
 use crate::state::redis::wire::{Op, Reply, Request, SlotEntry};
 use crate::state::redis::{Failure, Link, Terms};
 
+use super::shared::purse::Funds;
 use super::shared::{News, Outcome, Shared, Told};
 use super::{Account, Slot};
 
@@ -29,6 +32,8 @@ pub(crate) struct Around {
     pub(crate) metrics: Metrics,
     /// The names of the other replicas are kept in it.
     pub(crate) members: PathBuf,
+    /// Knows which day it is.
+    pub(crate) credits: Arc<Credits>,
 }
 
 /// What an operator sees of the store.
@@ -40,6 +45,8 @@ pub(crate) struct SharedView {
     /// While the store does not answer: for how long.
     pub(crate) silent_secs: f64,
     pub(crate) told: Told,
+    /// Where the plan has a budget.
+    pub(crate) funds: Option<Funds>,
 }
 
 impl Account {
@@ -55,7 +62,7 @@ impl Account {
     /// Calls the store until this replica is to leave, and then takes its leave.
     pub(crate) async fn keep_shared(self: Arc<Self>, mut link: Link, around: Around, leaving: CancellationToken) {
         leaving.run_until_cancelled(self.keep_calling(&mut link, &around)).await;
-        if self.leave_shared(&mut link).await {
+        if self.leave_shared(&mut link, around.credits.day()).await {
             // The store knows that we owe nobody anything.
             drop(std::fs::remove_file(&around.members));
         }
@@ -75,7 +82,7 @@ impl Account {
             let sent = Instant::now();
             let Some(beat) = self.book().shared.as_ref().map(|shared| shared.beat()) else { return };
             next_beat = sent + beat;
-            let Some(request) = self.prepare(sent) else { continue };
+            let Some(request) = self.prepare(around.credits.day(), sent) else { continue };
             let answer = link.call(&request).await;
             around.metrics.called(answer.is_ok());
             let failed = answer.as_ref().err().map(ToString::to_string);
@@ -120,13 +127,13 @@ impl Account {
         }
     }
 
-    fn prepare(&self, now: Instant) -> Option<Request> {
+    fn prepare(&self, today: i64, now: Instant) -> Option<Request> {
         let mut book = self.book();
         let book = &mut *book;
         let shared = book.shared.as_mut()?;
         let slots = if shared.slots_open(now) { 0 } else { book.line.wanting_slots() };
         let more = book.line.len() > slots;
-        shared.prepare(book.quota.log(), more, now)
+        shared.prepare(book.quota.log(), more, today, now)
     }
 
     fn take(&self, answer: Result<Reply, Failure>, sent: Instant) -> Outcome {
@@ -141,6 +148,9 @@ impl Account {
         for asking in outcome.back.drain(..) {
             book.put_back((asking.ticket, asking.need, asking.claim, asking.waiter), now);
         }
+        for (asking, _) in &outcome.unfunded {
+            book.give_back(&asking.ticket, asking.need, asking.claim, now);
+        }
         for (_, entry) in &outcome.adopted {
             book.live += 1;
             let client = book.shared.as_ref().map_or(0, |shared| shared.client(&entry.client));
@@ -153,7 +163,11 @@ impl Account {
         for (asking, place, slot) in outcome.served {
             let turn = self.make_turn(asking.ticket, asking.need, asking.claim, Some((place, slot)));
             // A waiter that has just given up drops the turn, and so gives back what it holds.
-            drop(asking.waiter.sender.send(turn));
+            drop(asking.waiter.sender.send(Ok(turn)));
+        }
+        for (asking, no) in outcome.unfunded {
+            // The same goes for one that is refused.
+            let _ = asking.waiter.sender.send(Err(no));
         }
         for (number, entry) in outcome.adopted {
             let client = self.book().shared.as_ref().map_or(0, |shared| shared.client(&entry.client));
@@ -169,6 +183,9 @@ impl Account {
 
     fn tell(&self, news: Option<&News>) {
         let account = &self.name;
+        if let (Some(News::Joined | News::Back | News::Reset(_)), Some(answers)) = (news, self.answers()) {
+            answers.renew();
+        }
         match news {
             None => {}
             Some(News::Joined) => tracing::info!(account, "the shared store answers: this replica is a member"),
@@ -187,10 +204,10 @@ impl Account {
 
     /// Tells the store that this replica sends nothing any more: its share is free at once, its jobs for others to look at.
     /// True if it heard.
-    async fn leave_shared(&self, link: &mut Link) -> bool {
+    async fn leave_shared(&self, link: &mut Link, today: i64) -> bool {
         let sent = Instant::now();
         // What was noted last.
-        if let Some(request) = self.prepare(sent).filter(|request| request.op == Op::Call) {
+        if let Some(request) = self.prepare(today, sent).filter(|request| request.op == Op::Call) {
             drop(self.take(link.call(&request).await, sent));
         }
         let request = self.book().shared.as_mut().and_then(|shared| shared.leave());
@@ -206,6 +223,22 @@ impl Account {
         self.book().shared.as_ref().map(|shared| shared.terms().clone())
     }
 
+    /// This replica's name and its life, as the store knows them.
+    pub(crate) fn member(&self) -> Option<(String, String)> {
+        self.book().shared.as_ref().map(|shared| shared.member())
+    }
+
+    /// From now on idempotency keys are shared too.
+    pub(crate) fn share_answers(&self, answers: Arc<Answers>) {
+        // Set once, at the start.
+        let _ = self.answers.set(answers);
+    }
+
+    /// Idempotency keys, where they are shared.
+    pub(crate) fn answers(&self) -> Option<&Arc<Answers>> {
+        self.answers.get()
+    }
+
     /// What an operator sees; `None` where nothing is shared.
     pub(crate) fn shared_view(&self) -> Option<SharedView> {
         let now = Instant::now();
@@ -214,6 +247,7 @@ impl Account {
         let state = shared.state(now);
         let silent = if state == "up" { 0.0 } else { shared.silent_for(now).as_secs_f64() };
         let replicas = shared.terms().replicas;
-        Some(SharedView { state, replicas, silent_secs: silent, told: shared.told.clone() })
+        let funds = shared.purse.as_ref().map(|purse| purse.funds(now));
+        Some(SharedView { state, replicas, silent_secs: silent, told: shared.told.clone(), funds })
     }
 }

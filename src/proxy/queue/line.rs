@@ -42,6 +42,8 @@ impl Class {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
     Nothing,
+    /// Credits of the day, where replicas share them.
+    Funds,
     /// It holds a slot, but the upstream said that there are too many jobs: wait for one to end.
     Room,
     /// A job slot.
@@ -55,6 +57,8 @@ pub(crate) struct Jobs {
     pub(crate) slot: bool,
     /// The upstream has not refused for too many jobs.
     pub(crate) room: bool,
+    /// Credits can be asked for.
+    pub(crate) funds: bool,
 }
 
 /// Names a waiter: client, class, and place in the order of arrival.
@@ -326,6 +330,7 @@ impl<T> Lane<T> {
         Class::ALL.map(|class| {
             self.waiting[class as usize].first_key_value().is_some_and(|(_, (need, _))| match need {
                 Need::Nothing => true,
+                Need::Funds => jobs.funds,
                 Need::Room => jobs.room,
                 Need::Slot => jobs.room && jobs.slot && own_slot,
             })
@@ -341,7 +346,7 @@ mod tests {
 
     use super::*;
 
-    const ALL_FREE: Jobs = Jobs { slot: true, room: true };
+    const ALL_FREE: Jobs = Jobs { slot: true, room: true, funds: true };
 
     struct Unlimited;
     impl Shares for Unlimited {
@@ -414,7 +419,7 @@ mod tests {
     fn creates_without_a_slot_do_not_hold_up_polls() {
         let mut line = Line::new(&[1]);
         join(&mut line, 0, Class::Create);
-        let none = Jobs { slot: false, room: true };
+        let none = Jobs { slot: false, room: true, funds: true };
         assert_eq!(order(&mut line, none), []);
         join(&mut line, 0, Class::Poll);
         assert_eq!(order(&mut line, none), [(0, Class::Poll)]);
@@ -452,8 +457,11 @@ mod tests {
         let now = Instant::now();
         assert_eq!(line.next(now, ALL_FREE, &Unlimited).map(|(ticket, ..)| ticket), Some(first));
         line.join(first, Need::Room, first.seq);
-        assert!(line.next(now, Jobs { slot: true, room: false }, &Unlimited).is_none(), "no room, so nobody goes");
-        let next = line.next(now, Jobs { slot: false, room: true }, &Unlimited);
+        assert!(
+            line.next(now, Jobs { slot: true, room: false, funds: true }, &Unlimited).is_none(),
+            "no room, so nobody goes"
+        );
+        let next = line.next(now, Jobs { slot: false, room: true, funds: true }, &Unlimited);
         assert_eq!(next.map(|(ticket, ..)| ticket), Some(first));
     }
 
@@ -490,7 +498,7 @@ mod tests {
                 match act {
                     0 => if let Some(ticket) = waiting.pop() { prop_assert!(line.leave(ticket).is_some()); },
                     1 => {
-                        let jobs = Jobs { slot: client % 2 == 0, room: class % 2 == 0 };
+                        let jobs = Jobs { slot: client % 2 == 0, room: class % 2 == 0, funds: true };
                         if let Some((ticket, ..)) = line.next(now, jobs, &Unlimited) {
                             waiting.retain(|waiter| *waiter != ticket);
                             served += 1;

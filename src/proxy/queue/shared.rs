@@ -11,11 +11,15 @@ use tokio::time::Instant;
 
 use crate::proxy::quota::window::WindowLog;
 use crate::proxy::quota::{Claim, View, Wait};
-use crate::state::redis::wire::{AskFor, Lines, Op, Reply, Request, SlotEntry, micros};
+use crate::state::redis::wire::{AskFor, Lines, Op, Paid, Reply, Request, SlotEntry, micros};
 use crate::state::redis::{Terms, random_name};
 
+use self::purse::{NoFunds, Purse};
 use super::line::{Need, Ticket};
 use super::{Turn, Waiter};
+
+/// The day's credits.
+pub(crate) mod purse;
 
 /// The most that is asked for in one call.
 const MOST_ASKED: u32 = 256;
@@ -25,6 +29,8 @@ const MOST_ASKED: u32 = 256;
 pub(crate) struct Place {
     /// `None`: of the share.
     n: Option<u64>,
+    /// The day and the millionths of a credit that came with it, until somebody has taken them.
+    pub(super) funded: Option<(i64, u64)>,
     /// The attempt must be sent by then: the place is not kept for longer.
     pub(crate) good_until: Instant,
 }
@@ -45,6 +51,8 @@ pub(super) struct Outcome {
     pub(super) served: Vec<(Asking, Place, Option<u32>)>,
     /// They go back into the line.
     pub(super) back: Vec<Asking>,
+    /// The day's credits do not last for them.
+    pub(super) unfunded: Vec<(Asking, NoFunds)>,
     /// Slots of replicas that are gone, now ours.
     pub(super) adopted: Vec<(u32, SlotEntry)>,
     /// The log is told this.
@@ -76,6 +84,8 @@ struct Held {
     entry: SlotEntry,
     /// Another replica has it by now, or had the job before: it is not ours to free.
     foreign: bool,
+    /// What another replica has paid for it is to be refunded.
+    refund: bool,
 }
 
 /// Reports that are on their way or wait for it.
@@ -83,7 +93,7 @@ struct Held {
 struct Reports {
     /// By place: when it comes free.
     ends: BTreeMap<u64, Instant>,
-    freed: Vec<(String, u32)>,
+    freed: Vec<(String, u32, u8)>,
     /// Slots to be told, by number.
     slots: BTreeSet<u32>,
     closed: Option<Instant>,
@@ -173,6 +183,8 @@ pub(crate) struct Shared {
     others: BTreeMap<String, String>,
     others_changed: bool,
     pub(crate) told: Told,
+    /// Where the plan has a budget.
+    pub(super) purse: Option<Purse>,
 }
 
 impl Shared {
@@ -189,6 +201,7 @@ impl Shared {
             log.and_then(|log| if log.free(now) == 0 { log.leaving().last().map(|(at, _)| *at) } else { None });
         Self {
             lines: Lines::new(&terms),
+            purse: terms.credits.map(Purse::new),
             terms,
             id,
             life: random_name(),
@@ -267,12 +280,31 @@ impl Shared {
 
     /// A place of our own share, which is asked of nobody.
     pub(super) fn own_place(&self, now: Instant) -> Place {
-        Place { n: None, good_until: now + self.terms.grant }
+        Place { n: None, funded: None, good_until: now + self.terms.grant }
     }
 
     /// Turns are asked for, rather than given at once.
     pub(super) fn asks(&self) -> bool {
         self.mode == Mode::Up
+    }
+
+    /// May a call be paid? While the store cannot be asked nobody knows what others spend.
+    pub(super) fn funds_open(&self) -> bool {
+        self.purse.is_none() || self.mode == Mode::Up
+    }
+
+    /// What was taken of a day's credits has become more or less; true if others should hear of it soon.
+    pub(super) fn spent_changed(&mut self, day: i64, by: i64) -> bool {
+        let less = self.purse.as_mut().is_some_and(|purse| purse.changed(day, by));
+        self.hurry |= less;
+        less && self.mode == Mode::Up
+    }
+
+    /// What was paid for this job is to be refunded, where another replica did: ours is in our own book.
+    pub(super) fn refund_slot_of(&mut self, job: &str) {
+        for held in self.slots.values_mut().filter(|held| held.entry.job == job && !held.foreign) {
+            held.refund = held.entry.paid.as_ref().is_some_and(|paid| paid.by != self.id);
+        }
     }
 
     /// May a job start? While the store cannot be asked nobody knows how many live.
@@ -332,6 +364,9 @@ impl Shared {
 
     /// Nothing was sent.
     pub(super) fn given_back(&mut self, place: Option<&Place>, now: Instant) {
+        if let (Some((day, amount)), Some(purse)) = (place.and_then(|place| place.funded), &mut self.purse) {
+            purse.changed(day, -i64::try_from(amount).unwrap_or(i64::MAX));
+        }
         if let Some(n) = place.and_then(|place| place.n) {
             self.reports.ends.insert(n, now);
             self.hurry = true;
@@ -360,13 +395,14 @@ impl Shared {
             model: String::new(),
             client: self.clients[client].clone(),
             account: self.account.clone(),
+            paid: None,
         };
         self.keep_slot(entry)
     }
 
     fn keep_slot(&mut self, entry: SlotEntry) -> u32 {
         self.next_slot += 1;
-        self.slots.insert(self.next_slot, Held { entry, foreign: false });
+        self.slots.insert(self.next_slot, Held { entry, foreign: false, refund: false });
         self.next_slot
     }
 
@@ -392,9 +428,14 @@ impl Shared {
     pub(super) fn free_slot(&mut self, slot: u32) {
         self.reports.slots.remove(&slot);
         if let Some(held) = self.slots.remove(&slot).filter(|held| !held.foreign) {
-            self.reports.freed.push((held.entry.slot, held.entry.fence));
+            self.reports.freed.push((held.entry.slot, held.entry.fence, u8::from(held.refund)));
             self.slots_until = None;
         }
+    }
+
+    /// This replica's name, and this process'.
+    pub(super) fn member(&self) -> (String, String) {
+        (self.id.clone(), self.life.clone())
     }
 
     /// The client of this name, or the first.
@@ -406,8 +447,14 @@ impl Shared {
         format!("{}:{n}", self.life)
     }
 
-    /// The next call; `None` while nothing may be said. `more`: others wait in the line.
-    pub(super) fn prepare(&mut self, log: Option<&mut WindowLog>, more: bool, now: Instant) -> Option<Request> {
+    /// The next call; `None` while nothing may be said. `more`: others wait in the line. `today` is the day by our own calendar.
+    pub(super) fn prepare(
+        &mut self,
+        log: Option<&mut WindowLog>,
+        more: bool,
+        today: i64,
+        now: Instant,
+    ) -> Option<Request> {
         if self.must_join && now < self.join_at {
             return None;
         }
@@ -415,6 +462,7 @@ impl Shared {
         let op = if self.must_join { Op::Join } else { Op::Call };
         let mut request = Request { stepped: self.stepped, ..self.request(op) };
         self.naming = self.noted;
+        request.purse = self.purse.as_mut().map(|purse| purse.tell(today, self.must_join));
         if self.must_join {
             // What is sent from here on without a place is not part of what is told now.
             (self.must_join, self.joining) = (false, true);
@@ -473,7 +521,8 @@ impl Shared {
         let name = self.name(asking.n);
         // The place's name does for the slot too.
         let slot = if asking.need == Need::Slot { name.clone() } else { String::new() };
-        AskFor(name, slot, self.clients[asking.ticket.client].clone(), self.account.clone())
+        let price = asking.waiter.price.micro();
+        AskFor(name, slot, self.clients[asking.ticket.client].clone(), self.account.clone(), price)
     }
 
     /// The call that was sent at `sent` has failed: what it was to do may have been done.
@@ -495,7 +544,7 @@ impl Shared {
             self.reports.ends.insert(asking.n, now);
             if asking.need == Need::Slot {
                 let slot = self.name(asking.n);
-                self.reports.freed.push((slot, 1));
+                self.reports.freed.push((slot, 1, 0));
             }
         }
         back.extend(self.asking.drain(..));
@@ -517,7 +566,7 @@ impl Shared {
         }
         let was = std::mem::replace(&mut self.mode, Mode::Up);
         let reset = reply.why.as_ref().filter(|why| self.told.why.as_ref() != Some(why)).cloned();
-        self.note(reply);
+        self.note(reply, now);
         let mut outcome = Outcome::default();
         if reply.joined {
             (self.allowance, self.closed_until) = (Some(1), None);
@@ -562,7 +611,10 @@ impl Shared {
         server.checked_sub(before.server).is_none_or(|passed| passed > longest || passed < shortest)
     }
 
-    fn note(&mut self, reply: &Reply) {
+    fn note(&mut self, reply: &Reply, now: Instant) {
+        if let (Some(purse), Some(reply)) = (&mut self.purse, &reply.purse) {
+            purse.heard(reply, now);
+        }
         if (!reply.others.is_empty() || reply.members == 1) && self.others != reply.others {
             self.others.clone_from(&reply.others);
             self.others_changed = true;
@@ -588,19 +640,28 @@ impl Shared {
     fn share_out(&mut self, reply: &Reply, sent: Instant, now: Instant, outcome: &mut Outcome) {
         let wanted_slots = self.in_call.iter().any(|asking| asking.need == Need::Slot);
         for (index, asking) in std::mem::take(&mut self.in_call).into_iter().enumerate() {
+            if let (Some(2), Some(purse)) = (reply.granted.get(index), &self.purse) {
+                let no = purse.short_of(asking.waiter.price, now);
+                outcome.unfunded.push((asking, no));
+                continue;
+            }
             if reply.granted.get(index) != Some(&1) {
                 outcome.back.push(asking);
                 continue;
             }
+            let price = asking.waiter.price.micro();
+            let purse = self.purse.as_mut().filter(|_| price > 0);
+            let funded = purse.map(|purse| (purse.granted(price), price));
             let slot = (asking.need == Need::Slot).then(|| {
                 let n = self.new_slot(asking.ticket.client);
                 let name = self.name(asking.n);
                 if let Some(held) = self.slots.get_mut(&n) {
                     held.entry.slot = name;
+                    held.entry.paid = funded.map(|(day, amount)| Paid { amount, day, by: self.id.clone() });
                 }
                 n
             });
-            let place = Place { n: Some(asking.n), good_until: sent + self.terms.grant };
+            let place = Place { n: Some(asking.n), funded, good_until: sent + self.terms.grant };
             outcome.served.push((asking, place, slot));
         }
         self.take_over(reply, outcome);
@@ -682,12 +743,13 @@ impl Shared {
             asks: Vec::new(),
             more: false,
             adopt: None,
+            purse: None,
         }
     }
 }
 
 /// Whom the store is asked for is told through this.
-pub(super) type Sender = oneshot::Sender<Turn>;
+pub(super) type Sender = oneshot::Sender<Result<Turn, NoFunds>>;
 
 #[cfg(test)]
 mod tests;

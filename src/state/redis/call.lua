@@ -1,10 +1,11 @@
 -- One call of one replica about one account: what it has to report, then what it asks for. One round trip, one atomic step.
 --
--- KEYS: account (hash), places (sorted set: place -> when it comes free), members (hash), slots (hash), turns (hash).
+-- KEYS: account (hash), places (sorted set: place -> when it comes free), members (hash), slots (hash), turns (hash), purse (hash: what each
+-- replica has taken of the day's credits).
 -- ARGV[1]: the request; see `wire.rs`. Times are the server's, in whole microseconds; what is told and asked are durations.
 -- Every rule that bounds something is here; the replicas only wait.
 local q = cjson.decode(ARGV[1])
-local account, places, members, slots, turns = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local account, places, members, slots, turns, purse = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -66,6 +67,38 @@ local function stranger(life)
     return { life = life, seq = 0, at = now, seen = now, at_age = age, seen_age = age }
 end
 
+-- Credits, in millionths: by replica, the day and what it has taken on it. Each tells the whole of its own with every call, so that what is told
+-- late, twice or never changes nothing. `mark`: empty where it was told by its own replica; else by others, `~` when it was final, `?` when
+-- it may have grown since.
+local rows, day, purse_whole = {}, nil, false
+if q.purse then
+    local flat, found, told = redis.call('HGETALL', purse), 0, nil
+    for i = 1, #flat, 2 do
+        if flat[i] == 'day' then
+            day = tonumber(flat[i + 1])
+        elseif flat[i] == 'rows' then
+            told = tonumber(flat[i + 1])
+        else
+            local of, amount, mark = string.match(flat[i + 1], '^(%-?%d+) (%d+)(.?)$')
+            rows[flat[i]] = { day = tonumber(of), amount = tonumber(amount), mark = mark, was = flat[i + 1] }
+            found = found + 1
+        end
+    end
+    purse_whole = day ~= nil and told == found
+    if not purse_whole then
+        redis.call('DEL', purse)
+        rows, day = {}, nil
+    end
+end
+
+-- It may have taken more than its row says, if it has one.
+local function unsure_of(id)
+    if not q.purse then return end
+    local row = rows[id] or { day = math.max(q.purse.day, day or q.purse.day), amount = 0 }
+    row.mark = '?'
+    rows[id] = row
+end
+
 -- Nothing can be said of what was sent: the window counts as full, the bucket as empty.
 local function reset(why)
     redis.call('DEL', places, turns)
@@ -82,7 +115,7 @@ local r = { now = text(now) }
 
 -- A part that is missing or rolled back, an eviction or a DEL by hand: as good as nothing at all.
 local sizes = redis.call('ZCARD', places) .. ' ' .. redis.call('HLEN', slots) .. ' ' .. count
-if a.last == nil or a.sizes ~= sizes then
+if a.last == nil or a.sizes ~= sizes or (q.purse and a.purse and not purse_whole) then
     redis.call('DEL', account, places, members, slots, turns)
     all, count, a, set, age = {}, 0, {}, {}, 0
     keep('server', server)
@@ -101,7 +134,10 @@ if stored('roll') > 0 and not rolling then
         if id ~= q.id and m.at_age < stored('roll') and stored('roll_from') - m.at_age <= q.lease then absent[#absent + 1] = id end
     end
     if #absent > 0 then reset('failover') end
-    for _, id in ipairs(absent) do save(id, stranger('?')) end
+    for _, id in ipairs(absent) do
+        save(id, stranger('?'))
+        unsure_of(id)
+    end
     keep('roll', '0')
 end
 
@@ -120,6 +156,21 @@ end
 local function missing(m) return now - m.seen > q.lease end
 
 local me = all[q.id]
+
+local function keep_purse()
+    local found = 0
+    for id, row in pairs(rows) do
+        if row.day < day then
+            if row.was then redis.call('HDEL', purse, id) end
+        else
+            found = found + 1
+            local to = text(row.day) .. ' ' .. text(row.amount) .. row.mark
+            if to ~= row.was then redis.call('HSET', purse, id, to) end
+        end
+    end
+    redis.call('HSET', purse, 'rows', found, 'day', text(day))
+    keep('purse', '1')
+end
 
 local function finish()
     redis.call('ZREMRANGEBYSCORE', places, '-inf', '(' .. text(now))
@@ -194,7 +245,14 @@ local function free_slots_of(freed)
         local old = redis.call('HGET', slots, told[1])
         if old then
             local entry = cjson.decode(old)
-            if entry.owner == q.id and entry.fence == told[2] then redis.call('HDEL', slots, told[1]) end
+            if entry.owner == q.id and entry.fence == told[2] then
+                redis.call('HDEL', slots, told[1])
+                -- Paid by a replica that is gone, and to be refunded. One that is there says so itself.
+                local row = told[3] == 1 and entry.paid and rows[entry.paid.by]
+                if row and entry.paid.by ~= q.id and row.day == entry.paid.day then
+                    row.amount = math.max(row.amount - tonumber(entry.paid.amount), 0)
+                end
+            end
         end
     end
 end
@@ -256,6 +314,7 @@ if q.op == 'join' then
     for id, life in pairs(q.others or {}) do
         if not all[id] and age < q.forget and not a['left ' .. id] then
             save(id, stranger(life))
+            if not rows[id] then unsure_of(id) end
         end
     end
     for _, told in ipairs(q.slots or {}) do
@@ -299,6 +358,39 @@ else
     end
 end
 if #lost > 0 then r.lost = lost end
+
+-- The day turns when the server's clock and the replica's calendar both say so, and never back.
+local spent = 0
+if q.purse then
+    local by_clock = math.floor((now / 1000000 + q.purse.offset) / 86400)
+    local today = math.max(math.min(by_clock, q.purse.day), q.purse.seen or 0)
+    day = day and math.max(day, today) or today
+    local mine = rows[q.id]
+    rows[q.id] = { day = q.purse.of, amount = tonumber(q.purse.spent), mark = '', was = mine and mine.was }
+    for id, told in pairs(q.purse.others or {}) do
+        local row, amount = rows[id], tonumber(told[2])
+        if id ~= q.id and (not row or (row.mark ~= '' and amount > row.amount)) then
+            rows[id] = { day = told[1], amount = amount, mark = told[3] and '~' or '?', was = row and row.was }
+        end
+    end
+    r.purse = { day = day, ends = ((day + 1) * 86400 - q.purse.offset) * 1000000 - now }
+    for id, row in pairs(rows) do
+        if row.day >= day then
+            spent = spent + row.amount
+            if row.mark == '?' then r.purse.frozen = true end
+        end
+    end
+end
+-- Whether the budget lasts for this too.
+local function affordable(amount)
+    return amount == 0 or not q.purse or (not r.purse.frozen and spent + amount <= tonumber(q.purse.budget))
+end
+local function spend(amount)
+    if amount == 0 or not q.purse then return end
+    local row = rows[q.id]
+    if row.day < day then row.day, row.amount = day, 0 end
+    row.amount, spent = row.amount + amount, spent + amount
+end
 
 if q.closed then keep('closed', text(math.max(stored('closed'), now + q.closed))) end
 if q.paced and a.paced ~= '1' then
@@ -375,8 +467,10 @@ local ahead = due('r')
 local wait, why = closed()
 for i, ask in ipairs(q.asks or {}) do
     granted[i] = 0
-    local wants_slot = ask[2] ~= ''
-    if not wait and not no_place then
+    local wants_slot, price = ask[2] ~= '', tonumber(ask[5] or '0')
+    if not wait and not affordable(price) then
+        granted[i] = 2
+    elseif not wait and not no_place then
         if q.limit and used + ahead >= limit then
             no_place = true
         elseif paced and tat - now > (q.burst - 1) * q.period then
@@ -385,6 +479,7 @@ for i, ask in ipairs(q.asks or {}) do
             no_slot = true
         else
             granted[i] = 1
+            spend(price)
             if q.limit then
                 redis.call('ZADD', places, text(now + q.hold), ask[1])
                 used = used + 1
@@ -395,9 +490,9 @@ for i, ask in ipairs(q.asks or {}) do
             end
             if wants_slot and q.jobs then
                 slots_left, free_slots = slots_left - 1, free_slots - 1
-                redis.call('HSET', slots, ask[2], cjson.encode({
-                    owner = q.id, fence = 1, job = '', model = '', client = ask[3], account = ask[4],
-                }))
+                local entry = { owner = q.id, fence = 1, job = '', model = '', client = ask[3], account = ask[4] }
+                if price > 0 and q.purse then entry.paid = { amount = ask[5], day = rows[q.id].day, by = q.id } end
+                redis.call('HSET', slots, ask[2], cjson.encode(entry))
             end
         end
     end
@@ -450,6 +545,18 @@ if q.adopt then
         if id ~= q.id then others[id] = (holds[id] or not missing(m)) and '?' or '-' end
     end
     if next(others) then r.others = others end
+    -- And of what they have taken: final where they cannot take more.
+    local taken = {}
+    for id, row in pairs(rows) do
+        if id ~= q.id and row.day >= day then
+            taken[id] = { row.day, text(row.amount), row.mark ~= '?' and (not all[id] or missing(all[id])) }
+        end
+    end
+    if q.purse and next(taken) then r.purse.others = taken end
+end
+if q.purse then
+    r.purse.used, r.purse.of = text(spent), math.max(rows[q.id].day, day)
+    keep_purse()
 end
 if #adopted > 0 then r.adopted = adopted end
 r.members, r.away = count, away

@@ -31,6 +31,63 @@ pub(crate) struct SlotEntry {
     /// Names of the configuration.
     pub(crate) client: String,
     pub(crate) account: String,
+    /// What its create cost, where that is counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) paid: Option<Paid>,
+}
+
+/// What a create cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Paid {
+    /// Millionths of a credit.
+    #[serde(with = "text")]
+    pub(crate) amount: u64,
+    pub(crate) day: i64,
+    /// The replica that has taken it from the budget.
+    pub(crate) by: String,
+}
+
+/// What a replica has taken of a day's budget: the day, millionths of a credit, and whether it was final when it was told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Row(pub(crate) i64, #[serde(with = "text")] pub(crate) u64, pub(crate) bool);
+
+/// The budget of a day, and what this replica has taken.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct PurseTold {
+    /// Millionths of a credit.
+    #[serde(with = "text")]
+    pub(crate) budget: u64,
+    /// Of the day to UTC, in seconds.
+    pub(crate) offset: i32,
+    /// The day by this replica's calendar.
+    pub(crate) day: i64,
+    /// The day that it last heard from a store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) seen: Option<i64>,
+    /// What this replica has taken, and on which day.
+    #[serde(with = "text")]
+    pub(crate) spent: u64,
+    pub(crate) of: i64,
+    /// At a join: what the others had.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) others: BTreeMap<String, Row>,
+}
+
+/// What the store says of the day's budget.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct PurseReply {
+    pub(crate) day: i64,
+    /// Microseconds to its end.
+    pub(crate) ends: f64,
+    /// What all have taken.
+    #[serde(with = "text")]
+    pub(crate) used: u64,
+    /// The day on which this replica's grants count.
+    pub(crate) of: i64,
+    /// Somebody's part is not known: nothing is granted.
+    pub(crate) frozen: bool,
+    pub(crate) others: BTreeMap<String, Row>,
 }
 
 /// One place in the window and, for creates, one slot.
@@ -44,6 +101,9 @@ pub(crate) struct AskFor(
     pub(crate) String,
     /// The account.
     pub(crate) String,
+    /// What it costs, in millionths of a credit.
+    #[serde(with = "text")]
+    pub(crate) u64,
 );
 
 /// The request. What is empty is left out, for Lua takes JSON's null for true.
@@ -63,9 +123,9 @@ pub(crate) struct Request {
     /// Places, and how long each is still taken; zero: nothing was sent.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) ends: Vec<(String, u64)>,
-    /// Slots that are free, with their fences.
+    /// Slots that are free, with their fences; 1: what was paid is refunded.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) freed: Vec<(String, u32)>,
+    pub(crate) freed: Vec<(String, u32, u8)>,
     /// Slots that are held.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) slots: Vec<SlotEntry>,
@@ -89,6 +149,9 @@ pub(crate) struct Request {
     /// Slots of replicas that are gone may come to us, who hold so many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) adopt: Option<usize>,
+    /// Where credits are shared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) purse: Option<PurseTold>,
 }
 
 /// The plan and the terms, with every call: the store keeps no configuration.
@@ -144,7 +207,7 @@ pub(crate) struct Reply {
     pub(crate) joined: bool,
     /// Why nothing was done: `unknown`, `taken`, `full`.
     pub(crate) refused: Option<String>,
-    /// By ask: 1 or 0.
+    /// By ask: 1 or 0; 2 where the credits do not last for it.
     pub(crate) granted: Vec<u8>,
     /// Places that are left.
     pub(crate) free: Option<u32>,
@@ -167,6 +230,7 @@ pub(crate) struct Reply {
     /// Slots that are taken.
     pub(crate) live: u32,
     pub(crate) paced: bool,
+    pub(crate) purse: Option<PurseReply>,
 }
 
 impl Reply {
@@ -184,4 +248,18 @@ pub(crate) fn micros(duration: Duration) -> u64 {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
 fn is_false(flag: &bool) -> bool {
     !flag
+}
+
+/// Numbers of more digits than the store's JSON keeps.
+mod text {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+    pub(super) fn serialize<S: Serializer>(number: &u64, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(number)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+        String::deserialize(from)?.parse().map_err(de::Error::custom)
+    }
 }

@@ -11,7 +11,7 @@ use crate::support::{KEY, get};
 
 /// What docs/scale-out.md says that a user needs.
 pub const ACL: &str = "on >cdt_second_key ~sluicegate:* resetchannels -@all +evalsha +script|load +time +info +del +hget +hgetall \
-                       +hset +hdel +hlen +zadd +zrem +zcard +zrange +zremrangebyscore";
+                       +hset +hdel +hlen +zadd +zrem +zcard +zrange +zremrangebyscore +pexpire";
 
 /// The keys that end so.
 async fn keys(redis: &Redis, end: &str) -> Vec<String> {
@@ -100,7 +100,9 @@ async fn an_acl_user_needs_these_commands_and_these_keys_and_the_api_key_is_not_
     let site = fleet.replica(&redis.url());
     wait_for(&site, "up and free", |shared| shared["state"] == "up" && !shared["waits_for"].is_string()).await;
     assert_eq!(site.send(get("/v1/echo")).await.status, 200);
-    assert_eq!(site.send(crate::support::create()).await.status, 201);
+    let keyed = || crate::support::create().with("idempotency-key", "canary-of-a-caller");
+    assert_eq!(site.send(keyed()).await.status, 201);
+    assert_eq!(site.send(keyed()).await.status, 201);
     sleep(Duration::from_secs(1)).await;
     for key in keys(&redis, "").await {
         let kind: String = redis::from_redis_value(redis.run(&["TYPE", &key]).await).expect("a word");

@@ -126,7 +126,7 @@ impl Fleet {
 
     pub fn replica_in(&self, scratch: Scratch, url: &str) -> Site {
         let toml = format!(
-            "{}[state]\nstore = \"redis\"\nredis = {{ url = [\"{url}\"], {}replicas = {} }}",
+            "{}\n[state]\nstore = \"redis\"\nredis = {{ url = [\"{url}\"], {}replicas = {} }}",
             self.more, self.login, self.replicas
         );
         // As long as the test process: settings of tests are written down in place.

@@ -12,6 +12,7 @@ use fastrand::Rng;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::config::Amount;
 use crate::proxy::quota::Claim;
 use crate::proxy::quota::window::{Stamp, WindowLog};
 use crate::state::redis::Terms;
@@ -26,8 +27,13 @@ const J: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_millis(10);
 const LIMIT: u32 = 24;
 const JOBS: u32 = 5;
+/// What a day may cost, in millionths of a credit.
+const BUDGET: u64 = 60;
+/// Midnight comes in the middle of a history.
+const DAY: u64 = 86_400;
+const START: Duration = Duration::from_secs(20_500 * DAY - 60);
 
-const PARTS: [&str; 5] = ["account", "places", "members", "slots", "turns"];
+const PARTS: [&str; 6] = ["account", "places", "members", "slots", "turns", "purse"];
 
 /// A real server, whose clock is ours.
 struct Server {
@@ -128,6 +134,14 @@ struct Flight {
     job: Option<(u32, String)>,
 }
 
+/// What was paid: for which job, if for one.
+#[derive(Clone)]
+struct Paid {
+    day: i64,
+    amount: u64,
+    job: Option<String>,
+}
+
 struct Replica {
     shared: Shared,
     log: WindowLog,
@@ -138,6 +152,8 @@ struct Replica {
     flights: Vec<Flight>,
     /// Slots held for jobs, by number; empty names: a create of unknown outcome.
     held: Vec<(u32, String)>,
+    /// What it has paid and not refunded.
+    paid: Vec<Paid>,
     demand: u32,
     dead_until: Option<Instant>,
 }
@@ -154,6 +170,9 @@ struct World {
     counted: Vec<Instant>,
     /// Jobs: their names, slots and ends.
     jobs: Vec<(String, Instant)>,
+    /// All that was ever paid, by whomever.
+    paid: Vec<Paid>,
+    begun: Instant,
     most_jobs: usize,
     sent: usize,
 }
@@ -171,7 +190,13 @@ fn terms(replicas: u32) -> Terms {
         burst: 2,
         period: Duration::from_millis(92),
         paced: false,
+        credits: Some((Amount::from_micro(BUDGET), 0)),
     }
+}
+
+/// Whether a job fails, which is refunded.
+fn fails(job: &str) -> bool {
+    job.ends_with(['1', '4', '5', '7'])
 }
 
 type Others = BTreeMap<String, String>;
@@ -187,7 +212,7 @@ impl World {
         let replica = |n: u32| {
             let mut log = WindowLog::new(LIMIT, W, J, now);
             let shared = shared(n as usize, replicas, Others::new(), &mut log, now);
-            let (grants, flights, held) = (Vec::new(), Vec::new(), Vec::new());
+            let (grants, flights, held, paid) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
             Replica {
                 shared,
                 log,
@@ -197,6 +222,7 @@ impl World {
                 grants,
                 flights,
                 held,
+                paid,
                 demand: 3,
                 dead_until: None,
             }
@@ -204,7 +230,9 @@ impl World {
         Self {
             rng: Rng::with_seed(seed),
             now,
-            server_time: Duration::from_secs(1_764_000_000),
+            server_time: START,
+            paid: Vec::new(),
+            begun: now,
             server: Server::start(),
             replicas: (0..replicas).map(replica).collect(),
             late: Vec::new(),
@@ -213,6 +241,22 @@ impl World {
             most_jobs: 0,
             sent: 0,
         }
+    }
+
+    /// The true day, and that of replica `n`'s calendar, which is late.
+    fn day(&self, n: usize) -> (i64, i64) {
+        let time = START + (self.now - self.begun);
+        let late = Duration::from_secs(3 * n as u64);
+        let day = |time: Duration| i64::try_from(time.as_secs() / DAY).expect("a day");
+        (day(time), day(time.saturating_sub(late)))
+    }
+
+    /// What a day has cost by now, as the upstream sees it.
+    fn cost_of(&self, day: i64) -> u64 {
+        let lives = |name: &str| self.jobs.iter().any(|(other, _)| other == name);
+        let back = |paid: &&Paid| paid.job.as_ref().is_some_and(|job| fails(job) && !lives(job));
+        let paid = self.paid.iter().filter(|paid| paid.day == day && !back(paid));
+        paid.map(|paid| paid.amount).sum()
     }
 
     fn short(&mut self, most_ms: u64) -> Duration {
@@ -274,7 +318,7 @@ impl World {
         } else {
             return;
         };
-        for asking in outcome.back {
+        for asking in outcome.back.into_iter().chain(outcome.unfunded.into_iter().map(|(asking, _)| asking)) {
             replica.log.release();
             drop(asking);
         }
@@ -297,10 +341,11 @@ impl World {
             *grants = later;
             due
         };
-        for grant in due {
+        for mut grant in due {
             let unsent = self.rng.u8(..) < 8;
             let (counted, answered) = (now + self.short(100), now + self.short(250));
             let run_time = self.short(6_000);
+            let (today, _) = self.day(n);
             let replica = &mut self.replicas[n];
             if unsent || grant.place.is_some_and(|place| place.good_until <= now) {
                 replica.log.release();
@@ -311,6 +356,14 @@ impl World {
                 continue;
             }
             self.sent += 1;
+            let funded = grant.place.as_mut().and_then(|place| place.funded.take());
+            if let Some((day, amount)) = funded {
+                assert!(day <= today, "a day before it has begun");
+                let job = grant.create.then(|| format!("job-{}", self.sent));
+                let paid = Paid { day, amount, job };
+                self.paid.push(paid.clone());
+                replica.paid.push(paid);
+            }
             let stamp = replica.log.sent(now);
             replica.shared.sent(grant.place.as_ref(), now);
             self.counted.push(counted.min(answered.max(now)));
@@ -342,7 +395,15 @@ impl World {
             // A create of unknown outcome is held for longer than this: here until nothing it could have started lives.
             .partition(|(_, name)| !name.is_empty() && !live.iter().any(|(other, _)| other == name));
         replica.held = held;
-        for (slot, _) in over {
+        for (slot, name) in over {
+            if fails(&name) {
+                replica.shared.refund_slot_of(&name);
+                let of_job = |paid: &Paid| paid.job.as_ref() == Some(&name);
+                if let Some(at) = replica.paid.iter().position(of_job) {
+                    let Paid { day, amount, .. } = replica.paid.swap_remove(at);
+                    replica.shared.spent_changed(day, -i64::try_from(amount).expect("small"));
+                }
+            }
             replica.shared.free_slot(slot);
         }
     }
@@ -363,7 +424,14 @@ impl World {
             }
             let need = if create { Need::Slot } else { Need::Nothing };
             let ticket = Ticket { client: 0, class: Class::Other, seq: 0 };
-            let waiter = Waiter { sender: oneshot::channel().0, deadline: now };
+            // Every job costs, and some other calls.
+            let price = if create { self.rng.u64(1..=2) } else { u64::from(self.rng.u8(..) < 4) };
+            let price = Amount::from_micro(price);
+            if replica.shared.purse.as_ref().is_some_and(|purse| purse.check(price, now).is_err()) {
+                replica.log.release();
+                continue;
+            }
+            let waiter = Waiter { sender: oneshot::channel().0, deadline: now, price };
             replica.shared.ask(ticket, need, Claim::default(), waiter);
         }
     }
@@ -372,12 +440,13 @@ impl World {
         let now = self.now;
         let slow = self.rng.u8(..) < 3;
         let (there, back) = (self.short(if slow { 600 } else { 8 }), self.short(8));
+        let (_, today) = self.day(n);
         let replica = &mut self.replicas[n];
         if replica.call.is_some() || (now < replica.next_call && !replica.shared.is_urgent()) {
             return;
         }
         replica.next_call = now + replica.shared.beat();
-        let request = replica.shared.prepare(Some(&mut replica.log), true, now);
+        let request = replica.shared.prepare(Some(&mut replica.log), true, today, now);
         let Some(request) = request else { return };
         let arrives = now + there;
         replica.call = Some(Call { sent: now, request: Some(request), arrives, answer: None, back: arrives + back });
@@ -397,6 +466,11 @@ impl World {
             replica.held.extend(flight.job);
         }
         let mut again = shared(n, count, replica.shared.others.clone(), &mut replica.log, now);
+        // The ledger knows what was sent.
+        if let (Some(day), Some(purse)) = (replica.paid.iter().map(|paid| paid.day).max(), &mut again.purse) {
+            let of_day = replica.paid.iter().filter(|paid| paid.day == day);
+            purse.restore(day, of_day.map(|paid| paid.amount).sum());
+        }
         for (slot, name) in &mut replica.held {
             *slot = again.hold_slot(0, name, "model");
         }
@@ -427,6 +501,9 @@ impl World {
             self.tick();
         }
         assert!(self.most() <= LIMIT as usize, "{} in a window", self.most());
+        for day in [self.day(0).0 - 1, self.day(0).0] {
+            assert!(self.cost_of(day) <= BUDGET, "{} credits on {day}", self.cost_of(day));
+        }
         self.sent - before
     }
 
@@ -502,5 +579,14 @@ fn whatever_happens_the_plan_is_kept() {
         world.run(Duration::from_secs(15));
         let after = world.run(W * 10);
         assert!(after >= 200, "seed {seed}: {after} of 240 when all is well again, after {history:?}");
+        // Nobody wants anything any more, and all jobs have ended: what was refunded can be had again, and no more.
+        world.replicas.iter_mut().for_each(|replica| replica.demand = 0);
+        world.run(Duration::from_secs(10));
+        for replica in &world.replicas {
+            let funds = replica.shared.purse.as_ref().expect("a budget").funds(world.now);
+            // Yesterday's, where the server's clock is an hour late.
+            let cost = world.cost_of(funds.day);
+            assert_eq!((funds.used.micro(), funds.frozen), (cost, false), "seed {seed}: after {history:?}");
+        }
     }
 }
