@@ -1,7 +1,8 @@
 //! What callers see: requests sent on a schedule, whether or not the ones before are answered. `cargo bench --bench load`.
 //!
 //! An open loop: every time counts from when its request should have been sent, so that a stall shows in all the requests it holds up.
-//! Beside nginx and HAProxy where they are installed, and beside the upstream asked directly. `LOAD_SECS=10` for longer rounds.
+//! Beside nginx and HAProxy where they are installed, and beside the upstream asked directly. `LOAD_SECS=10` for longer rounds; `-- get` and
+//! the like for parts (get, bodies, jobs, refused).
 
 mod support;
 
@@ -12,7 +13,7 @@ use hdrhistogram::Histogram;
 use support::callers::{Caller, block_on, request};
 use support::party::{Party, common_directory, pin_ourselves};
 use support::upstream::{EVENTS, play};
-use support::wanted;
+use support::{chosen, wanted};
 use tokio::time::Instant;
 
 const OPEN: &str = "requests_per_minute = 100000000\nconcurrent_jobs = 100000";
@@ -83,14 +84,25 @@ fn main() {
         mode("create, then four polls", 1_000, 32, 1, vec![create(), Ask::Poll, Ask::Poll, Ask::Poll, Ask::Poll]),
         mode("mixed", 1_000, 32, 1, vec![get(), create(), post(), Ask::Poll, get(), get(), Ask::Poll, get()]),
     ];
-    compare("upstream", OPEN, "1000000r/s burst=100000 nodelay", 100_000_000, &plain, lasts);
-    compare("jobs", OPEN, "1000000r/s burst=100000 nodelay", 100_000_000, &jobs, lasts);
-    let storm = Mode { status: 429, ..mode("rejection storm", 5_000, 32, 1, vec![get()]) };
-    compare("upstream", SHUT, "1r/m", 1, &[storm], lasts);
+    let free = "1000000r/s burst=100000 nodelay";
+    if chosen("get") {
+        compare("upstream", OPEN, free, 100_000_000, &plain[..1], lasts);
+    }
+    if chosen("bodies") {
+        compare("upstream", OPEN, free, 100_000_000, &plain[1..], lasts);
+    }
+    if chosen("jobs") {
+        compare("jobs", OPEN, free, 100_000_000, &jobs, lasts);
+    }
+    if chosen("refused") {
+        let storm = Mode { status: 429, ..mode("rejection storm", 5_000, 32, 1, vec![get()]) };
+        compare("upstream", SHUT, "1r/m", 1, &[storm], lasts);
+    }
     let _ = std::fs::remove_dir_all(common_directory());
 }
 
 /// Starts the parties in front of an upstream in `role`, and runs each mode in interleaved rounds.
+#[allow(clippy::cast_precision_loss)] // microseconds
 fn compare(role: &'static str, plan: &str, rate: &str, per_minute: u64, modes: &[Mode], lasts: Duration) {
     let upstream = Party::role(role, "1", None);
     let url = format!("http://{}", upstream.address);
@@ -118,6 +130,17 @@ fn compare(role: &'static str, plan: &str, rate: &str, per_minute: u64, modes: &
         }
         for ((name, _), own) in targets.iter().zip(&seen) {
             own.print(&mode.name, name, direct.map(|_| &seen[0]));
+        }
+        let of = |name| targets.iter().zip(&seen).find_map(|((party, _), seen)| (*party == name).then_some(seen));
+        if let (Some(direct), Some(ours), Some(nginx)) = (direct.map(|_| &seen[0]), of("sluicegate"), of("nginx")) {
+            let ratio = |quantile| ours.added(direct, quantile) as f64 / nginx.added(direct, quantile) as f64;
+            println!(
+                "{:<34} {:<48} {:>10.2} {:>10.2}",
+                mode.name,
+                "added by sluicegate, to nginx's",
+                ratio(0.5),
+                ratio(0.99)
+            );
         }
     }
 }
@@ -153,10 +176,15 @@ impl Seen {
         let at = |quantile| self.micros.value_at_quantile(quantile);
         print!("{mode:<34} {party:<12} {rate:>10.0} {:>8} {:>8} {:>7}", at(0.5), at(0.99), self.errors);
         if let Some(direct) = direct {
-            let added = |quantile| at(quantile).cast_signed() - direct.micros.value_at_quantile(quantile).cast_signed();
-            print!(" {:>10} {:>10}", added(0.5), added(0.99));
+            print!(" {:>10} {:>10}", self.added(direct, 0.5), self.added(direct, 0.99));
         }
         println!();
+    }
+
+    /// Microseconds beyond the upstream asked directly, at the same quantile.
+    fn added(&self, direct: &Self, quantile: f64) -> i64 {
+        let at = |seen: &Self| seen.micros.value_at_quantile(quantile).cast_signed();
+        at(self) - at(direct)
     }
 }
 

@@ -169,6 +169,7 @@ fn creates(url: &str) {
     row(&Work { name: "create", request: create, times: 20, each: 1, status: 200 }, &parties);
 }
 
+/// What TLS to the upstream costs is the difference to the last row.
 fn over_tls() {
     for (role, name) in [("upstream-tls", "GET, TLS, HTTP/1.1"), ("upstream-h2", "GET, TLS, HTTP/2")] {
         let upstream = Party::role(role, "1", None);
@@ -181,6 +182,13 @@ fn over_tls() {
         title(&parties);
         row(&Work { name, request: request("GET /v1/templates", b""), times: 150, each: 1, status: 200 }, &parties);
     }
+    let upstream = Party::role("upstream", "1", None);
+    let url = format!("http://{}", upstream.address);
+    let mut parties = vec![Party::sluicegate("sluicegate", "0", 1, &url, OPEN, QUIET)];
+    parties.extend(Party::nginx("nginx", "0", &url, OPEN_RATE, "off"));
+    title(&parties);
+    let get = request("GET /v1/templates", b"");
+    row(&Work { name: "GET, without TLS", request: get, times: 150, each: 1, status: 200 }, &parties);
 }
 
 fn two_workers(url: &str) {
