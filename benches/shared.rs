@@ -1,9 +1,11 @@
 //! What sharing costs a decision: time to the answer of calls one by one, and CPU of the proxy's own process, with the books in memory and
-//! with a redis-server on the same machine, in one run. `cargo bench --bench shared`; needs redis-server.
+//! with a redis-server on the same machine, in one run; how often the store is called, as it counts itself. `cargo bench --bench shared`;
+//! needs redis-server.
 
 mod support;
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -18,6 +20,11 @@ const PLAN: &str = "requests = 10000\nper = \"1s\"";
 const ONE_BY_ONE: usize = 500;
 const CONNECTIONS: usize = 16;
 const TIMES: usize = 60;
+/// Most of it is refused, and nobody may wait.
+const SCARCE: &str = "requests = 20\nper = \"12s\"\n[queue]\nmax_wait = \"0s\"";
+const STORM: usize = 5_000;
+/// A replica shows that it lives so often, with a window of this length or less.
+const BEAT: Duration = Duration::from_millis(375);
 
 struct Redis(Child, u16);
 
@@ -32,6 +39,24 @@ impl Redis {
             std::thread::sleep(Duration::from_millis(20));
         }
         Self(child, port)
+    }
+
+    /// The settings that share through it, in a database of one's own.
+    fn settings(&self, directory: &Path, database: u8) -> String {
+        let (path, port) = (directory.join(database.to_string()), self.1);
+        let redis = format!("redis = {{ url = \"redis://127.0.0.1:{port}/{database}\", replicas = 1 }}");
+        format!("[state]\nstore = \"redis\"\npath = \"{}\"\n{redis}\n", path.display())
+    }
+
+    /// How often scripts have been called while this ran.
+    fn calls(&self, work: impl FnOnce()) -> u64 {
+        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.1)).expect("a URL");
+        let mut connection = client.get_connection().expect("it answers");
+        let _: redis::Value = redis::cmd("CONFIG").arg("RESETSTAT").query(&mut connection).expect("it answers");
+        work();
+        let info: String = redis::cmd("INFO").arg("commandstats").query(&mut connection).expect("it answers");
+        let line = info.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        line.and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap_or(0)
     }
 }
 
@@ -58,11 +83,7 @@ fn main() {
     let url = format!("http://{}", upstream.address);
     let quiet = "[log]\nlevel = \"off\"\n";
     let memory = format!("[state]\nstore = \"memory\"\n{quiet}");
-    let shared = format!(
-        "[state]\nstore = \"redis\"\npath = \"{}\"\nredis = {{ url = \"redis://127.0.0.1:{}\", replicas = 1 }}\n{quiet}",
-        directory.display(),
-        redis.1
-    );
+    let shared = redis.settings(&directory, 0) + quiet;
     let parties = [
         Party::sluicegate("memory", "0", 1, &url, PLAN, &memory),
         Party::sluicegate("redis", "0", 1, &url, PLAN, &shared),
@@ -83,9 +104,34 @@ fn main() {
             party.cost_of(CONNECTIONS * TIMES, || drive(party.address, &get, CONNECTIONS, TIMES, 200))
         }),
     );
+    let calls = redis.calls(|| {
+        p50(&parties[1], &get);
+    });
+    println!("\n{calls} calls to the store for {ONE_BY_ONE} attempts one by one");
+    let calls = redis.calls(|| drive(parties[1].address, &get, CONNECTIONS, TIMES, 200));
+    println!("{calls} for {} of {CONNECTIONS} callers at once", CONNECTIONS * TIMES);
     drop(parties);
+    // With a key of its own no other account is in the way; the first call waits until a new store is past its hold.
+    let storm = redis.settings(&directory, 1) + quiet;
+    let party = Party::sluicegate("storm", "0", 1, &url, SCARCE, &storm);
+    block_on(exhaust(&party, &get));
+    let begun = Instant::now();
+    let calls = redis.calls(|| drive(party.address, &get, 1, STORM, 429));
+    let beats = begun.elapsed().as_millis() / BEAT.as_millis() + 1;
+    println!("{calls} for {STORM} refused ones; up to {beats} show that the replica lives");
+    drop(party);
     let _ = std::fs::remove_dir_all(common_directory());
     let _ = std::fs::remove_dir_all(directory);
+}
+
+/// Until nothing is left of the window.
+async fn exhaust(party: &Party, request: &[u8]) {
+    let mut caller = Caller::connect(party.address).await;
+    let mut passed = 0;
+    while passed < 20 {
+        passed += u32::from(caller.ask(request).await == 200);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Of the time to an answer, in microseconds.
