@@ -227,6 +227,10 @@ impl Fleet {
         self.lease() * 4 / 3 + self.full()
     }
 
+    fn is_fast(&self) -> bool {
+        self.window <= Duration::from_secs(2)
+    }
+
     fn left_out(&self) -> Duration {
         self.out.iter().map(|(from, to)| *to - *from).sum()
     }
@@ -237,20 +241,25 @@ impl Fleet {
         let begun = Instant::now();
         match fault {
             Fault::Killed => self.kill_two().await,
-            Fault::ReplicasClock => {
-                step(&self.replicas[3].place.join("clock"), self.window / 2).await;
-            }
+            Fault::ReplicasClock => step(&self.replicas[3].place.join("clock"), self.window / 2).await,
             Fault::StoresClock => {
-                step(&self.place.join("clock of the store"), self.full() + self.lease() / 2).await;
                 // Each step is noticed by the next calls, and counts as a full window.
-                let beat = self.lease() / 2;
-                self.out.push((begun, begun + (self.full() + beat) * 2));
+                let noticed = self.full() + self.lease() / 2;
+                step(&self.place.join("clock of the store"), if self.is_fast() { self.lease() } else { noticed }).await;
+                self.out.push((begun, Instant::now() + noticed));
             }
             Fault::OneWay | Fault::Partition => {
                 self.cut(fault).await;
-                self.out.push((begun, begun + self.hold()));
-                sleep(self.hold() + self.window * if self.window > Duration::from_secs(2) { 8 } else { 1 }).await;
+                let held = self.hold();
+                // In fast motion one of them ends before those that are cut off go on with their share.
+                sleep(match fault {
+                    _ if !self.is_fast() => held + self.window * 8,
+                    Fault::OneWay => held + self.window,
+                    _ => self.lease() * 2,
+                })
+                .await;
                 run("nft delete table inet cut").await;
+                self.out.push((begun, (begun + held).min(Instant::now())));
             }
             Fault::StoreKilled => {
                 self.redis.kill();
@@ -333,10 +342,9 @@ impl Fleet {
 
 /// An hour forward, and later back again.
 async fn step(clock: &Path, later: Duration) {
-    for offset in ["3600", "0"] {
-        fs::write(clock, offset).expect("written");
-        sleep(later).await;
-    }
+    fs::write(clock, "3600").expect("written");
+    sleep(later).await;
+    fs::write(clock, "0").expect("written");
 }
 
 /// The variables that show a program the clock whose offset a file holds. What it measures by no wall clock stays as it is.
