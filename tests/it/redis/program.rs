@@ -92,8 +92,10 @@ async fn it_joins_a_cluster_over_tls_as_a_user() {
     let words: Vec<&str> = ["ACL", "SETUSER", "sluicegate"].into_iter().chain(user.split_whitespace()).collect();
     redis.run(&words).await;
     let mock = upstream().await;
+    // One of those that are named is gone.
+    let urls = format!("\"rediss://localhost:{}\", \"rediss://localhost:{port}\"", free_port());
     let login = "cluster = true, user = \"sluicegate\", password = { env = \"REDIS_PASSWORD\" }";
-    let _child = start_with(&scratch, &mock, &format!("url = \"rediss://localhost:{port}\", {login}"));
+    let _child = start_with(&scratch, &mock, &format!("url = [{urls}], {login}"));
     until_members(&redis, 1).await;
 }
 
