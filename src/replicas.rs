@@ -13,8 +13,10 @@ use tokio_util::sync::CancellationToken;
 use crate::app::StartError;
 use crate::config::{self, Config};
 use crate::proxy::App;
+use crate::proxy::jobs::fleet::{Fleet, Fleets};
 use crate::proxy::queue;
 use crate::state::State;
+use crate::state::redis::jobs::JobsLink;
 use crate::state::redis::{Link, Terms};
 
 /// How long the store has to hear that this replica is leaving.
@@ -63,14 +65,28 @@ impl Replicas {
         let mut replicas = Self::default();
         let (config::State::Redis(_, redis), Some(state)) = (&config.state, state) else { return Ok(replicas) };
         let (sender, mut receiver) = mpsc::unbounded_channel::<queue::Adopted>();
+        let mut fleets = vec![None; app.accounts.len()];
         for (_, queue) in app.queues() {
             let accounts = app.accounts.iter().zip(&config.accounts);
             let Some((_, account)) = accounts.into_iter().find(|(known, _)| Arc::ptr_eq(&known.queue, &queue)) else {
                 continue;
             };
             let Some(terms) = queue.terms() else { continue };
-            let link = Link::new(redis, &account.key, &terms)
-                .map_err(|error| StartError::Config(format!("state.redis cannot be used: {error}")))?;
+            let unusable = |error| StartError::Config(format!("state.redis cannot be used: {error}"));
+            let link = Link::new(redis, &account.key, &terms).map_err(unusable)?;
+            let me = state.replica()?;
+            let about = JobsLink::new(redis, &account.key, &terms, &config.jobs, me.clone()).map_err(unusable)?;
+            let fleet = Arc::new(Fleet::new(me, terms.timeout(), terms.beat()));
+            let mut first = None;
+            for (number, known) in app.accounts.iter().enumerate() {
+                if Arc::ptr_eq(&known.queue, &queue) {
+                    first = first.or(Some(number));
+                    fleets[number] = Some(Arc::clone(&fleet));
+                }
+            }
+            let (jobs, metrics) = (Arc::clone(&app.jobs), app.metrics.shared.clone());
+            let talk = jobs.keep_in_fleet((first.unwrap_or_default(), fleet), about, metrics, replicas.leaving.clone());
+            replicas.brokers.spawn(talk);
             let around = queue::Around {
                 adopted: sender.clone(),
                 metrics: app.metrics.shared.clone(),
@@ -78,6 +94,11 @@ impl Replicas {
             };
             replicas.brokers.spawn(queue.keep_shared(link, around, replicas.leaving.clone()));
         }
+        let accounts = app.accounts.iter().map(|account| account.name.clone()).zip(fleets).collect();
+        let hooks = Arc::clone(&app.webhooks);
+        let fleets = Arc::new(Fleets::new(accounts, Box::new(move |job| hooks.owed_for(job))));
+        app.webhooks.share(Arc::clone(&fleets));
+        app.jobs.share(fleets);
         let app = Arc::clone(app);
         background.spawn(async move {
             while let Some(queue::Adopted { slot, entry }) = receiver.recv().await {
@@ -85,7 +106,10 @@ impl Replicas {
                 let owner = named.filter(|account| slot.is_of(&app.accounts[*account].queue));
                 let first = app.accounts.iter().position(|account| slot.is_of(&account.queue));
                 let account = owner.or(first).unwrap_or_default();
-                app.jobs.take_over(account, &entry.job, &entry.model, &entry.client, slot);
+                let left = app.jobs.left_of(account, &entry.job).await;
+                // Before its end can be seen here.
+                app.webhooks.take_over(left.iter().flat_map(|left| &left.hooks), &entry.job).await;
+                app.jobs.adopt(account, &entry, slot, left.as_ref());
             }
         });
         Ok(replicas)

@@ -472,6 +472,11 @@ impl Account {
         Slot { account: Arc::clone(self), client: index(client), shared }
     }
 
+    /// Another replica has the slot of this job, which is counted here too.
+    pub(crate) fn is_anothers(&self, job: &str) -> bool {
+        self.book().shared.as_ref().is_some_and(|shared| shared.is_anothers(job))
+    }
+
     /// Limits for the headers of an answer to `client`: the tighter of its own and the account's.
     pub(crate) fn view(&self, client: usize) -> Option<View> {
         let now = Instant::now();

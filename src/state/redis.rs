@@ -20,6 +20,9 @@ pub(crate) mod server;
 /// What calls say and hear.
 pub(crate) mod wire;
 
+/// What is said of jobs.
+pub(crate) mod jobs;
+
 /// The version of the keys and of what a script may find in them. A change that an older one would misread takes another.
 const KEYS: &str = "sluicegate:1";
 /// How long a replica may go on with its share while it is cut off; then it sends nothing, and its seat is free for another.

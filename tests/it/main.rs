@@ -76,6 +76,8 @@ mod cancel;
 mod protocols;
 
 mod redis;
+
+mod redis_jobs;
 mod reload;
 
 mod drain;

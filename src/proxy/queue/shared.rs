@@ -397,6 +397,11 @@ impl Shared {
         }
     }
 
+    /// Another replica has this job's slot, which we hold too.
+    pub(super) fn is_anothers(&self, job: &str) -> bool {
+        self.slots.values().any(|held| held.foreign && held.entry.job == job)
+    }
+
     /// The client of this name, or the first.
     pub(super) fn client(&self, name: &str) -> usize {
         self.clients.iter().position(|client| client == name).unwrap_or(0)

@@ -11,7 +11,7 @@ use crate::support::{KEY, get};
 
 /// What docs/scale-out.md says that a user needs.
 pub const ACL: &str = "on >cdt_second_key ~sluicegate:* resetchannels -@all +evalsha +script|load +time +info +del +hget +hgetall \
-                       +hset +hdel +hlen +zadd +zrem +zcard +zrange +zremrangebyscore";
+                       +hset +hdel +hlen +zadd +zrem +zcard +zrange +zremrangebyscore +pexpire";
 
 /// The keys that end so.
 async fn keys(redis: &Redis, end: &str) -> Vec<String> {
