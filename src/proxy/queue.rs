@@ -472,9 +472,9 @@ impl Account {
         Slot { account: Arc::clone(self), client: index(client), shared }
     }
 
-    /// Another replica has the slot of this job, which is counted here too.
-    pub(crate) fn is_anothers(&self, job: &str) -> bool {
-        self.book().shared.as_ref().is_some_and(|shared| shared.is_anothers(job))
+    /// Whether the slot of this job, which is counted here, is ours for the store too; `None` while that is not known.
+    pub(crate) fn has_slot(&self, job: &str) -> Option<bool> {
+        self.book().shared.as_ref()?.has_slot(job)
     }
 
     /// Limits for the headers of an answer to `client`: the tighter of its own and the account's.

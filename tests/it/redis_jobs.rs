@@ -48,7 +48,7 @@ async fn completed(site: &Site, id: &str) -> Answer {
 async fn a_job_is_known_to_all_replicas_and_looked_at_by_one() {
     let redis = Redis::start().await;
     let fleet = Fleet::new(until_told(HOUR), JOBS, 3);
-    let sites = fleet.start(&redis.url()).await;
+    let mut sites = fleet.start(&redis.url()).await;
     let id = sites[0].start_job().await;
     for site in &sites[1..] {
         let answer = told(site, &id).await;
@@ -80,6 +80,12 @@ async fn a_job_is_known_to_all_replicas_and_looked_at_by_one() {
         told(site, &id).await;
         wait_for(site, "the slot is free", |shared| shared["jobs_live"] == 0).await;
     }
+    // Nor is it forgotten by a replica that is started again.
+    let Site { proxy, scratch, .. } = Arc::into_inner(sites.remove(0)).expect("nobody else has it");
+    drop(proxy);
+    let back = fleet.replica_in(scratch, &redis.url());
+    wait_for(&back, "up", |shared| shared["state"] == "up").await;
+    told(&back, &id).await;
     assert_eq!(polls(&fleet), asked);
 }
 
@@ -105,15 +111,17 @@ async fn ends_are_known_to_those_who_never_asked_and_cancels_free_the_slot() {
         wait_for(site, "all slots are free", |shared| shared["jobs_live"] == 0).await;
     }
 
-    let id = sites[0].start_job().await;
+    let (asked_before, new) = (sites[0].start_job().await, sites[0].start_job().await);
+    told(&sites[1], &asked_before).await;
     redis.run(&["FLUSHALL"]).await;
     // The window counts as full meanwhile: nobody can ask the upstream.
     let until = Instant::now() + Duration::from_secs(2);
     loop {
-        let answer = sites[1].send(poll(&id).with("sluicegate-max-wait", "0s")).await;
+        told(&sites[1], &asked_before).await;
+        let answer = sites[1].send(poll(&new).with("sluicegate-max-wait", "0s")).await;
         assert_eq!(answer.attempts(), 0);
         if answer.status == 200 {
-            return;
+            break;
         }
         assert!(Instant::now() < until, "never told again: {answer:?}");
         sleep(Duration::from_millis(50)).await;
@@ -182,7 +190,8 @@ async fn without_the_store_each_goes_by_what_it_sees() {
     let mut redis = Redis::start().await;
     let fleet = Fleet::new(until_told(HOUR), JOBS, 2);
     let sites = fleet.start(&redis.url()).await;
-    let (ends, lives) = (sites[0].start_job().await, sites[0].start_job().await);
+    let [ends, lives, strange] = [(); 3].map(|()| sites[0].start_job());
+    let (ends, lives, strange) = tokio::join!(ends, lives, strange);
     told(&sites[1], &lives).await;
     redis.kill();
     // Its own replica answers from what it knows.
@@ -195,14 +204,21 @@ async fn without_the_store_each_goes_by_what_it_sees() {
     completed(&sites[0], &ends).await;
     let other = sites[1].send(poll(&lives).with("sluicegate-max-wait", "20s")).await;
     assert_eq!(other.status, 200, "{other:?}");
+    // It cannot know that another looks at this one.
+    assert_eq!(sites[1].send(poll(&strange).with("sluicegate-max-wait", "20s")).await.status, 200);
+    assert_eq!(sites[1].proxy.usage().jobs_live, 1);
     redis.up().await;
     for site in &sites {
         wait_for(site, "up and free", |shared| shared["state"] == "up" && !shared["waits_for"].is_string()).await;
     }
-    // One looks again, and nothing is lost.
-    fleet.mock.finish(&lives);
-    completed(&sites[0], &lives).await;
-    completed(&sites[1], &lives).await;
+    // One looks again, whoever was first to tell the empty store, and nothing is lost.
+    let live = || sites.iter().map(|site| site.proxy.usage().jobs_live).sum::<u32>();
+    wait_for(&sites[1], "one owner each", |_| live() == 2).await;
+    for id in [&lives, &strange] {
+        fleet.mock.finish(id);
+        completed(&sites[0], id).await;
+        completed(&sites[1], id).await;
+    }
     for site in &sites {
         wait_for(site, "all slots are free", |shared| shared["jobs_live"] == 0).await;
     }

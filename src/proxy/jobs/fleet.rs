@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::state::redis::jobs::{Ask, Heard, Hook};
 
-use super::{Held, Jobs};
+use super::{Held, Job, Jobs};
 
 /// The calls.
 mod talk;
@@ -35,7 +35,9 @@ const LONGEST_BEAT: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     version: u64,
+    /// When it was asked for last, and when it was there last.
     read: Option<Instant>,
+    known: Option<Instant>,
     /// Which answer was told last, by its time.
     said: Option<Instant>,
 }
@@ -256,15 +258,16 @@ impl Jobs {
         let fleets = self.fleets.get().map(|fleets| fleets.all(account)).unwrap_or_default();
         for (_, fleet) in fleets {
             fleet.read(id).await;
-            if self.table.contains_key(id) {
+            if !self.must_find(id) {
                 return;
             }
         }
     }
 
-    /// Whether a call about this job has to ask the store first.
+    /// Whether a call about this job has to ask the store first: it is not known here, or its last answer is not.
     pub(crate) fn must_find(&self, id: &str) -> bool {
-        self.fleets.get().is_some() && !self.table.contains_key(id)
+        let untold = |job: &Job| job.slot.is_none() && job.told.is_none();
+        self.fleets.get().is_some() && self.table.get(id).is_none_or(|job| untold(&job))
     }
 
     /// Before a look: whether the store knows that it is over, or another replica looks.

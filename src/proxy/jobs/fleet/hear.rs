@@ -17,6 +17,8 @@ use super::{Fleet, Kept};
 
 /// Another replica's job that nobody has asked about for so long is not known here any more.
 const FOLLOWED_FOR: Duration = Duration::from_secs(60);
+/// So long after it was read there, a job that the store does not have is still what it was.
+const GRACE: Duration = Duration::from_secs(2);
 /// Of a client that is not in the configuration: nobody's.
 const NOBODY: usize = usize::MAX;
 
@@ -48,7 +50,8 @@ impl Jobs {
     pub(super) fn heard_of(&self, account: usize, fleet: &Fleet, id: &str, heard: &Heard, wanted: bool) {
         let now = Instant::now();
         let anothers = heard.owner.as_ref().is_some_and(|owner| *owner != fleet.me) && !heard.gone;
-        let foreign = anothers && self.queue(account).is_anothers(id);
+        // Slots decide who owns a job: they cannot be two replicas'.
+        let has_slot = if anothers { self.queue(account).has_slot(id) } else { None };
         let Some(mut job) = self.table.get_mut(id) else {
             if wanted && heard.v > 0 && (anothers || heard.end.is_some()) {
                 self.follow(account, fleet, id, heard, now);
@@ -56,8 +59,14 @@ impl Jobs {
             return;
         };
         if job.slot.is_none() {
+            let untold = job.told.is_none();
             drop(job);
-            return fleet.watch(id, false);
+            fleet.watch(id, false);
+            // An earlier process saw its end.
+            if let Some(end) = heard.end.as_ref().filter(|_| untold) {
+                self.end_as_heard(id, end, &heard.status, told(heard, now));
+            }
+            return;
         }
         if wanted && matches!(job.slot, Some(Held::Elsewhere)) && job.number == 0 {
             fleet.book().followed.insert(id.to_owned(), now);
@@ -71,6 +80,12 @@ impl Jobs {
                 return fleet.note(id, false);
             }
             Some(Held::Elsewhere) if unknown => {
+                if let Some(kept) = job.kept.as_mut().filter(|kept| kept.known.is_some_and(|known| now < known + GRACE))
+                {
+                    // A store that was emptied hears of it again in a moment.
+                    (kept.read, kept.version) = (Some(now), 0);
+                    return;
+                }
                 let (number, old) = (job.number, now > job.started + self.terms.load().settings.max_age);
                 drop(job);
                 if number == 0 {
@@ -83,8 +98,11 @@ impl Jobs {
             _ => {}
         }
         let kept = job.kept.get_or_insert_default();
-        (kept.read, kept.version) = (Some(now), heard.v);
-        if foreign && matches!(job.slot, Some(Held::Here(_))) {
+        (kept.read, kept.known, kept.version) = (Some(now), Some(now), heard.v);
+        if has_slot == Some(true) && matches!(job.slot, Some(Held::Here(_))) {
+            fleet.note(id, true);
+        }
+        if has_slot == Some(false) && matches!(job.slot, Some(Held::Here(_))) {
             tracing::debug!(job = id, "another replica looks at this job now");
             let left = job.slot.replace(Held::Elsewhere);
             let (model, started) = (Arc::clone(&job.model), job.started);
@@ -99,14 +117,16 @@ impl Jobs {
             return;
         }
         let told = told(heard, now);
-        if matches!(job.slot, Some(Held::Elsewhere)) {
+        let elsewhere = matches!(job.slot, Some(Held::Elsewhere));
+        if elsewhere {
             job.due = now + Duration::from_millis(heard.next.unwrap_or_default());
         }
         if let Some(end) = &heard.end {
             drop(job);
             return self.end_as_heard(id, end, &heard.status, told);
         }
-        if let Some(told) = told.filter(|told| job.told.as_ref().is_none_or(|known| known.at < told.at)) {
+        let is_newer = |told: &Told| elsewhere || job.told.as_ref().is_none_or(|known| known.at < told.at);
+        if let Some(told) = told.filter(is_newer) {
             (job.told, job.trouble) = (Some(Arc::new(told)), None);
             heard.status.clone_into(&mut job.status);
         }
@@ -123,7 +143,7 @@ impl Jobs {
         let owner = self.owner_named(account, &heard.client);
         let told = told(heard, now);
         let mut job = Job { model: heard.model.as_str().into(), ..Job::without_slot(owner, heard.status.clone()) };
-        job.kept = Some(Box::new(Kept { version: heard.v, read: Some(now), said: None }));
+        job.kept = Some(Box::new(Kept { version: heard.v, read: Some(now), known: Some(now), said: None }));
         if let Some(end) = &heard.end {
             self.table.entry(id.to_owned()).or_insert(job);
             return self.end_as_heard(id, end, &heard.status, told);
