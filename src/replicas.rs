@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::StartError;
 use crate::config::{self, Config};
+use crate::ledger::outbox::Owed;
 use crate::proxy::App;
 use crate::proxy::jobs::fleet::{Fleet, Fleets};
 use crate::proxy::queue;
@@ -54,6 +55,32 @@ fn others(file: &Path) -> BTreeMap<String, String> {
     std::fs::read(file).ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default()
 }
 
+/// Looks after the jobs of replicas that are gone.
+async fn take_over(app: Arc<App>, mut adopted: mpsc::UnboundedReceiver<queue::Adopted>) {
+    while let Some(queue::Adopted { slot, entry }) = adopted.recv().await {
+        let named = app.accounts.iter().position(|account| account.name == entry.account);
+        let owner = named.filter(|account| slot.is_of(&app.accounts[*account].queue));
+        let first = app.accounts.iter().position(|account| slot.is_of(&account.queue));
+        let account = owner.or(first).unwrap_or_default();
+        let left = app.jobs.left_of(account, &entry.job).await;
+        // Before its end can be seen here.
+        app.webhooks.take_over(left.iter().flat_map(|left| &left.hooks), &entry.job).await;
+        app.jobs.adopt(account, &entry, slot, left.as_ref());
+    }
+}
+
+/// Waits for what other replicas hear of creates whose outcome nobody knows here.
+async fn await_calls(app: Arc<App>, mut unsure: mpsc::UnboundedReceiver<Owed>) {
+    let mut awaited = JoinSet::new();
+    loop {
+        tokio::select! {
+            Some(owed) = unsure.recv() => drop(awaited.spawn(Arc::clone(&app).await_call(owed))),
+            Some(_) = awaited.join_next() => {}
+            else => return,
+        }
+    }
+}
+
 impl Replicas {
     /// Starts the calls on the current runtime, and in `background` what takes over jobs of replicas that are gone.
     pub(crate) fn start(
@@ -64,7 +91,7 @@ impl Replicas {
     ) -> Result<Self, StartError> {
         let mut replicas = Self::default();
         let (config::State::Redis(_, redis), Some(state)) = (&config.state, state) else { return Ok(replicas) };
-        let (sender, mut receiver) = mpsc::unbounded_channel::<queue::Adopted>();
+        let (sender, receiver) = mpsc::unbounded_channel();
         let mut fleets = vec![None; app.accounts.len()];
         for (_, queue) in app.queues() {
             let accounts = app.accounts.iter().zip(&config.accounts);
@@ -95,23 +122,15 @@ impl Replicas {
             replicas.brokers.spawn(queue.keep_shared(link, around, replicas.leaving.clone()));
         }
         let accounts = app.accounts.iter().map(|account| account.name.clone()).zip(fleets).collect();
-        let hooks = Arc::clone(&app.webhooks);
-        let fleets = Arc::new(Fleets::new(accounts, Box::new(move |job| hooks.owed_for(job))));
+        // Weak: the webhooks know the fleets.
+        let hooks = Arc::downgrade(&app.webhooks);
+        let owed = move |job: &str| hooks.upgrade().map(|hooks| hooks.owed_for(job)).unwrap_or_default();
+        let (unsure, calls) = mpsc::unbounded_channel();
+        let fleets = Arc::new(Fleets::new(accounts, Box::new(owed), unsure));
         app.webhooks.share(Arc::clone(&fleets));
         app.jobs.share(fleets);
-        let app = Arc::clone(app);
-        background.spawn(async move {
-            while let Some(queue::Adopted { slot, entry }) = receiver.recv().await {
-                let named = app.accounts.iter().position(|account| account.name == entry.account);
-                let owner = named.filter(|account| slot.is_of(&app.accounts[*account].queue));
-                let first = app.accounts.iter().position(|account| slot.is_of(&account.queue));
-                let account = owner.or(first).unwrap_or_default();
-                let left = app.jobs.left_of(account, &entry.job).await;
-                // Before its end can be seen here.
-                app.webhooks.take_over(left.iter().flat_map(|left| &left.hooks), &entry.job).await;
-                app.jobs.adopt(account, &entry, slot, left.as_ref());
-            }
-        });
+        background.spawn(await_calls(Arc::clone(app), calls));
+        background.spawn(take_over(Arc::clone(app), receiver));
         Ok(replicas)
     }
 

@@ -412,6 +412,7 @@ impl Intent {
     /// The create was answered with this job.
     async fn accepted(mut self, job: &str) {
         let Some(id) = self.id.take() else { return };
+        self.hooks.tell_job(&self.owed, job);
         // In this order: the upstream's call may be here already, and whoever comes second must find that it is.
         self.hooks.wait_for(job, Waiting { id, job: Some(job.to_owned()), owed: self.owed.clone() });
         match self.hooks.ledger.owed_for(id, job.to_owned()).await {
@@ -439,6 +440,7 @@ impl Intent {
     pub(crate) fn unknown(mut self) {
         if self.owed.token.is_some() {
             self.id = None;
+            self.hooks.await_call(&self.owed);
         }
     }
 }

@@ -7,7 +7,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::ledger::outbox::{Message, Owed, Waiting};
+use crate::proxy::App;
 use crate::proxy::jobs::fleet::{Fleet, Fleets};
 use crate::state::redis::jobs::{Ask, Hook, millis};
 
@@ -17,6 +20,9 @@ use super::Webhooks;
 const LEASE: Duration = Duration::from_secs(15);
 /// For who finds it taken: so much later it may be free.
 const A_LITTLE: Duration = Duration::from_millis(100);
+
+/// How often it is asked whether another replica was called about a create of unknown outcome.
+const ASKED_EVERY: Duration = Duration::from_millis(500);
 
 /// Whose a delivery is.
 pub(super) enum Claim {
@@ -29,7 +35,8 @@ pub(super) enum Claim {
 
 /// What the other replicas know of a token.
 pub(super) enum Known {
-    Owed(Owed),
+    /// This, at the end of this job, if the upstream has named one.
+    Owed(Owed, Option<String>),
     Nothing,
     /// Not all could be asked.
     Unsure,
@@ -77,15 +84,30 @@ impl Webhooks {
         }
     }
 
-    /// What another replica owes for this token.
-    pub(super) async fn owed_elsewhere(&self, token: &str) -> Known {
+    /// The create whose URL has this token was answered with this job.
+    pub(super) fn tell_job(&self, owed: &Owed, job: &str) {
+        if let (Some(token), Some(fleet)) = (&owed.token, self.fleet(&owed.account)) {
+            let hook = Hook { job: Some(job.to_owned()), ..hook(owed) };
+            fleet.say(Ask::Owe { token: token.clone(), hook });
+        }
+    }
+
+    /// Nobody knows what became of a create; another replica may be called about it.
+    pub(super) fn await_call(&self, owed: &Owed) {
+        if let Some(fleets) = self.fleets.get().filter(|_| owed.token.is_some()) {
+            fleets.await_call(owed.clone());
+        }
+    }
+
+    /// What another replica owes for this token, with which the upstream may have named this job.
+    pub(super) async fn owed_elsewhere(&self, token: &str, job: Option<&str>) -> Known {
         let mut unsure = false;
         let fleets = self.fleets.get().map(|fleets| fleets.all(0)).unwrap_or_default();
         for (_, fleet) in fleets {
-            match fleet.ask(Ask::Token { token: token.to_owned() }).await {
+            match fleet.ask(Ask::Token { token: token.to_owned(), job: job.map(str::to_owned) }).await {
                 Some(heard) => {
                     if let Some(hook) = heard.hooks.first() {
-                        return Known::Owed(owed(hook, Some(token.to_owned())));
+                        return Known::Owed(owed(hook, Some(token.to_owned())), hook.job.clone());
                     }
                 }
                 None => unsure = true,
@@ -121,12 +143,31 @@ impl Webhooks {
     }
 }
 
+impl App {
+    /// Waits until another replica was called about a create of unknown outcome, for as long as its slot is held.
+    pub(crate) async fn await_call(self: Arc<Self>, owed: Owed) {
+        let Some(token) = owed.token else { return };
+        let until = Instant::now() + self.jobs.uncertain_for();
+        while Instant::now() < until {
+            tokio::time::sleep(ASKED_EVERY).await;
+            let Known::Owed(_, Some(job)) = self.webhooks.owed_elsewhere(&token, None).await else { continue };
+            if let Ok(Some((row, false))) = self.webhooks.ledger.by_token(token.clone()).await
+                && row.job.is_none()
+                && let Err(error) = self.bind(&row, &job).await
+            {
+                tracing::error!(%error, job, "a restart would not know of this job's webhook");
+            }
+            return;
+        }
+    }
+}
+
 fn hook(owed: &Owed) -> Hook {
     let Owed { account, client, target, completed, failed, .. } = owed.clone();
-    Hook { account, client, target, completed, failed }
+    Hook { account, client, target, completed, failed, job: None }
 }
 
 fn owed(hook: &Hook, token: Option<String>) -> Owed {
-    let Hook { account, client, target, completed, failed } = hook.clone();
+    let Hook { account, client, target, completed, failed, .. } = hook.clone();
     Owed { number: None, token, account, client, target, completed, failed }
 }

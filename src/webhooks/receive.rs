@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::ledger::outbox::Waiting;
+use crate::ledger::{self, outbox::Waiting};
 use crate::protocol::Family;
 use crate::proxy::App;
 use crate::proxy::accept::{self, Asked, Terms};
@@ -123,17 +123,23 @@ impl App {
     /// The same where the create was another replica's, as far as is known here.
     async fn called_for_another(&self, token: &str, body: &Bytes) -> Verdict {
         let again = (StatusCode::SERVICE_UNAVAILABLE, "try again");
-        let owed = match self.webhooks.owed_elsewhere(token).await {
-            Known::Owed(owed) => owed,
+        let answer = self.protocol.read(body);
+        let named = answer.as_ref().and_then(|answer| answer.id.as_deref());
+        let (owed, known) = match self.webhooks.owed_elsewhere(token, named).await {
+            Known::Owed(owed, known) => (owed, known),
             Known::Nothing => return (StatusCode::NOT_FOUND, "no such webhook"),
             Known::Unsure => return again,
         };
-        let Some(answer) = self.protocol.read(body) else {
+        let Some(answer) = answer else {
             return (StatusCode::BAD_REQUEST, "not about a job");
         };
-        let Some(job) = answer.id else {
+        let Some(job) = known.or(answer.id.clone()) else {
             return (StatusCode::BAD_REQUEST, "names no job");
         };
+        if answer.id.is_some_and(|id| id != job) {
+            tracing::warn!(job, "a webhook of the upstream names another job: nothing is done");
+            return (StatusCode::BAD_REQUEST, "names another job");
+        }
         let account = self.accounts.iter().position(|account| account.name == owed.account).unwrap_or_default();
         if self.jobs.must_find(&job) {
             self.jobs.find(&job, account).await;
@@ -160,6 +166,17 @@ impl App {
         verdict
     }
 
+    /// What this row owes is owed for this job: its create had none so far.
+    pub(super) async fn bind(&self, row: &Waiting, job: &str) -> Result<(), ledger::Error> {
+        self.webhooks.wait_for(job, Waiting { job: Some(job.to_owned()), ..row.clone() });
+        if self.webhooks.ledger.owed_for(row.id, job.to_owned()).await? {
+            row.owed.number.into_iter().for_each(|number| self.jobs.turned_up(number, job));
+        } else {
+            self.webhooks.wait_no_more(job, row.id);
+        }
+        Ok(())
+    }
+
     /// The upstream told something about a job that a webhook is owed for.
     async fn called(&self, row: Waiting, told: bool, body: &Bytes) -> Verdict {
         let Some(answer) = self.protocol.read(body) else {
@@ -177,11 +194,8 @@ impl App {
         }
         if row.job.is_none() {
             // The answer to the create has not come yet, or never will.
-            self.webhooks.wait_for(&job, Waiting { job: Some(job.clone()), ..row.clone() });
-            match self.webhooks.ledger.owed_for(row.id, job.clone()).await {
-                Ok(true) => row.owed.number.into_iter().for_each(|number| self.jobs.turned_up(number, &job)),
-                Ok(false) => self.webhooks.wait_no_more(&job, row.id),
-                Err(_) => return (StatusCode::SERVICE_UNAVAILABLE, "try again"),
+            if self.bind(&row, &job).await.is_err() {
+                return (StatusCode::SERVICE_UNAVAILABLE, "try again");
             }
         }
         if let Some(owner) = self.jobs.owner(&job) {

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::ledger::outbox;
 use crate::state::redis::jobs::{Ask, Heard, Hook};
 
 use super::{Held, Job, Jobs};
@@ -54,6 +55,8 @@ pub(crate) struct Fleets {
     /// By account: its name and the calls for it. Accounts with one key have the same.
     accounts: Vec<(String, Option<Arc<Fleet>>)>,
     owed: Owed,
+    /// Creates of unknown outcome. Unbounded: one entry a create, and it is always taken.
+    unsure: mpsc::UnboundedSender<outbox::Owed>,
 }
 
 /// The webhooks that are owed at a job's end, for the others to know.
@@ -61,8 +64,18 @@ pub(crate) type Owed = Box<dyn Fn(&str) -> Vec<Hook> + Send + Sync>;
 
 impl Fleets {
     /// By account.
-    pub(crate) fn new(accounts: Vec<(String, Option<Arc<Fleet>>)>, owed: Owed) -> Self {
-        Self { accounts, owed }
+    pub(crate) fn new(
+        accounts: Vec<(String, Option<Arc<Fleet>>)>,
+        owed: Owed,
+        unsure: mpsc::UnboundedSender<outbox::Owed>,
+    ) -> Self {
+        Self { accounts, owed, unsure }
+    }
+
+    /// Another replica may be called about this create.
+    pub(crate) fn await_call(&self, owed: outbox::Owed) {
+        // Nobody listens when the proxy ends.
+        drop(self.unsure.send(owed));
     }
 
     fn of(&self, account: usize) -> Option<&Arc<Fleet>> {
@@ -115,6 +128,13 @@ struct Book {
     /// Others' jobs, and when they were asked about last.
     followed: HashMap<String, Instant>,
     noted: u64,
+}
+
+impl Book {
+    /// There is nothing to be said.
+    fn is_empty(&self) -> bool {
+        self.news.is_empty() && self.reads.is_empty() && self.asks.is_empty()
+    }
 }
 
 impl Fleet {
@@ -202,8 +222,7 @@ impl Fleet {
     }
 
     fn is_idle(&self) -> bool {
-        let book = self.book();
-        book.news.is_empty() && book.reads.is_empty() && book.asks.is_empty()
+        self.book().is_empty()
     }
 }
 
@@ -244,6 +263,11 @@ impl Jobs {
             fleet.watch(id, true);
             fleet.note(id, false);
         }
+    }
+
+    /// How long a create of unknown outcome holds its slot.
+    pub(crate) fn uncertain_for(&self) -> Duration {
+        self.terms.load().settings.uncertain
     }
 
     /// Ready when the others can know of the jobs of this account, or the store does not answer.

@@ -9,7 +9,7 @@ local jobs, answers, live, ended, hooks, lapses, members = unpack(KEYS)
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local bytes = tonumber(redis.call('HGET', answers, '') or '0')
-local bodies, wrote = {}, false
+local bodies, told, wrote = {}, 0, false
 
 -- Lua writes 14 digits by itself.
 local function text(number) return string.format('%.0f', number) end
@@ -90,7 +90,7 @@ function ops.get(o)
     local job = state_of(o.id)
     if not job or not (job.owner or job['end']) then return {} end
     local gone = not job['end'] and job.owner ~= q.me and is_gone(job.owner) or nil
-    if job.v == o.v then return { v = job.v, same = true, gone = gone, owner = job.owner } end
+    if job.v == o.v or (o.idle and told > q.idle) then return { v = o.v, same = true, gone = gone, owner = job.owner } end
     local r = {
         v = job.v, gone = gone, owner = job.owner, account = job.account, client = job.client, model = job.model, status = job.status,
         ['end'] = job['end'], code = job.code, type = job.type, hooks = job.hooks,
@@ -99,6 +99,7 @@ function ops.get(o)
     if job.next then r.next = math.max(job.next - now, 0) end
     if job.size > 0 then
         bodies[#bodies + 1] = redis.call('HGET', answers, o.id)
+        told = told + job.size
         r.body = #bodies
     end
     return r
@@ -112,9 +113,17 @@ function ops.owe(o)
     return {}
 end
 
+-- What is owed for this token. The first job that it was called about is its create's.
 function ops.token(o)
-    local hook = redis.call('HGET', hooks, 't' .. o.token)
-    return hook and { hooks = { cjson.decode(hook) } } or {}
+    local kept = redis.call('HGET', hooks, 't' .. o.token)
+    if not kept then return {} end
+    local hook = cjson.decode(kept)
+    if o.job and not hook.job then
+        wrote = true
+        hook.job = o.job
+        redis.call('HSET', hooks, 't' .. o.token, cjson.encode(hook))
+    end
+    return { hooks = { hook } }
 end
 
 local function delivery(message, by, till)

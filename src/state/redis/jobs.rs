@@ -19,6 +19,8 @@ pub(crate) const LONGEST: usize = 256 << 10;
 const MOST_BYTES: u64 = 64 << 20;
 /// Jobs of each kind, and webhooks.
 const MOST: u32 = 20_000;
+/// Answers that are told in one call although nobody waits for them.
+const MOST_IDLE: u64 = 4 << 20;
 /// How long it is known that a webhook was delivered: as long as one is tried.
 const DELIVERED: Duration = Duration::from_secs(86_400);
 
@@ -28,12 +30,21 @@ const DELIVERED: Duration = Duration::from_secs(86_400);
 pub(crate) enum Ask {
     /// The state of a job.
     Put(Put),
-    /// What is known of one, unless it is this version.
-    Get { id: String, v: u64 },
+    /// What is known of one, unless it is this version. Where nobody waits, a long answer may come another time.
+    Get {
+        id: String,
+        v: u64,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        idle: bool,
+    },
     /// A webhook will be due at the end of the create whose URL has this token.
     Owe { token: String, hook: Hook },
-    /// The webhook with this token.
-    Token { token: String },
+    /// The webhook with this token, and the job that the upstream has named with it.
+    Token {
+        token: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        job: Option<String>,
+    },
     /// May this replica deliver this message, for so many milliseconds?
     Claim { message: String, lease: u64 },
     /// It did, or failed and will try again within so many milliseconds.
@@ -92,6 +103,9 @@ pub(crate) struct Hook {
     pub(crate) target: String,
     pub(crate) completed: bool,
     pub(crate) failed: bool,
+    /// Of a token: the job that it was called about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) job: Option<String>,
 }
 
 /// What is heard of one ask. All empty: nothing is known.
@@ -140,6 +154,7 @@ struct Request<'a> {
     gone: u64,
     most: u32,
     bytes: u64,
+    idle: u64,
     asks: &'a [Ask],
 }
 
@@ -187,6 +202,7 @@ impl JobsLink {
             gone: millis(self.gone),
             most: MOST,
             bytes: MOST_BYTES,
+            idle: MOST_IDLE,
             asks,
         };
         let request = serde_json::to_vec(&request)?;

@@ -12,7 +12,7 @@ use crate::support::client::With;
 use crate::support::config::Scratch;
 use crate::support::redis::Redis;
 use crate::support::{KEY, poll};
-use crate::webhooks::{HOOK, IN, OUT, Receivers, Stage, signed};
+use crate::webhooks::{HOOK, IN, OUT, Receivers, Stage, create, signed};
 
 /// Replicas with one mock, one app and one store.
 struct Fleet {
@@ -29,7 +29,7 @@ impl Fleet {
     fn with(redis: &Redis, webhooks: &str, mock: Options) -> Self {
         let url = redis.url();
         let toml = format!(
-            "{webhooks}\n[models.\"flux-schnell\"]\ncredits = 1\n[state]\nstore = \"redis\"\nredis = {{ url = \"{url}\", replicas = 3 }}"
+            "{webhooks}\n[upstream]\nattempt_timeout = \"2s\"\n[models.\"flux-schnell\"]\ncredits = 1\n[state]\nstore = \"redis\"\nredis = {{ url = \"{url}\", replicas = 3 }}"
         );
         let mock = Arc::new(Mock::in_memory(Options { keys: vec![KEY.into()], ..mock }));
         Self { toml, mock, receivers: Receivers::default() }
@@ -75,8 +75,8 @@ async fn created_here_polled_there_and_ended_by_a_webhook_elsewhere() {
     let call = async {
         let forged = signed(&"0".repeat(32), tell.clone());
         assert_eq!(called.call(forged).await.status, 404);
-        let other = signed(&created.token(), r#"{"job_id":7}"#);
-        assert_eq!(called.call(other).await.status, 200, "of no job that is known, and no end");
+        let other = signed(&created.token(), r#"{"job_id":"other","status":"completed"}"#);
+        assert_eq!(called.call(other).await.status, 400);
         assert_eq!(called.call(signed(&created.token(), tell.clone())).await.status, 200);
     };
     let (answer, ()) = tokio::join!(waits, call);
@@ -122,6 +122,29 @@ async fn a_webhook_may_come_before_its_create_s_answer() {
     sleep(Duration::from_millis(500)).await;
     assert_eq!(fleet.receivers.hits().len(), 1);
     assert_eq!(books(&created), [json!(1), json!(0)]);
+}
+
+#[tokio::test]
+async fn a_webhook_elsewhere_tells_what_became_of_a_create() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::new(&redis, IN);
+    let [created, called, _] = fleet.start().await;
+    fleet.mock.fault_next("POST", "/v1/predictions", sluicegate::mock::Fault::ResetAfter);
+    let lost = created.send(create(HOOK, &json!({}))).await;
+    assert_eq!(lost.code(), "outcome_unknown");
+    assert_eq!(created.proxy.usage().jobs_uncertain, 1);
+    let id = fleet.mock.job_ids().pop().expect("it runs");
+    let token = created.token();
+    let tell = |id: &str, status: &str| signed(&token, format!(r#"{{"job_id":"{id}","status":"{status}"}}"#));
+    assert_eq!(called.call(tell(&id, "processing")).await.status, 200);
+    until(&created, "it has turned up", |_| created.proxy.usage().jobs_uncertain == 0).await;
+    assert_eq!(created.proxy.usage().jobs_live, 1, "its slot is the job's now");
+    assert_eq!(called.call(tell("another", "failed")).await.status, 400);
+    assert_eq!(called.call(tell(&id, "failed")).await.status, 200);
+    until(&created, "the slot is free", |shared| shared["jobs_live"] == 0).await;
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(fleet.receivers.hits().len(), 1);
+    assert_eq!(books(&created), [json!(0), json!(0)], "refunded");
 }
 
 #[tokio::test]

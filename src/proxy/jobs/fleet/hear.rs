@@ -32,7 +32,7 @@ impl Jobs {
     /// What a replica that is gone has told of a job.
     pub(crate) async fn left_of(&self, account: usize, id: &str) -> Option<Heard> {
         let fleet = self.fleet(account).filter(|_| !id.is_empty())?;
-        fleet.ask(Ask::Get { id: id.to_owned(), v: 0 }).await.filter(|heard| heard.v > 0)
+        fleet.ask(Ask::Get { id: id.to_owned(), v: 0, idle: false }).await.filter(|heard| heard.v > 0)
     }
 
     /// Looks after a job whose replica is gone, in the slot that it left; without an id it is a create of unknown outcome.
@@ -71,7 +71,7 @@ impl Jobs {
         if wanted && matches!(job.slot, Some(Held::Elsewhere)) && job.number == 0 {
             fleet.book().followed.insert(id.to_owned(), now);
         }
-        let unknown = heard.v == 0 || heard.gone;
+        let unknown = (heard.v == 0 && !heard.same) || heard.gone;
         match job.slot {
             Some(Held::Here(_)) if unknown && heard.owner.is_none() => {
                 // The store has lost it.

@@ -85,18 +85,22 @@ impl Jobs {
         {
             news.insert(id, take);
         }
-        let whole = book.news.is_empty();
-        batch.noted = whole.then_some(book.noted);
-        let asks = std::mem::take(&mut book.asks);
-        let mut reads = std::mem::take(&mut book.reads);
+        batch.noted = book.news.is_empty().then_some(book.noted);
+        let most = book.asks.len().min(MOST_SAID);
+        let asks: Vec<_> = book.asks.drain(..most).collect();
+        let ids: Vec<String> = book.reads.keys().take(MOST_SAID).cloned().collect();
+        let mut reads: BTreeMap<_, _> = ids.into_iter().filter_map(|id| book.reads.remove_entry(&id)).collect();
         if is_beat {
-            for id in &book.watched {
+            for id in book.watched.iter().filter(|id| !news.contains_key(*id)) {
                 reads.entry(id.clone()).or_default();
             }
             if !fleet.is_up() {
                 // Whether it answers.
                 reads.entry(String::new()).or_default();
             }
+        }
+        if !book.is_empty() {
+            fleet.wake.notify_one();
         }
         drop(book);
         for (ask, sender) in asks {
@@ -128,11 +132,8 @@ impl Jobs {
         }
         for (id, waiters) in reads {
             let v = self.table.get(&id).and_then(|job| job.kept.as_ref().map(|kept| kept.version)).unwrap_or_default();
-            batch.asks.push(Ask::Get { id: id.clone(), v });
+            batch.asks.push(Ask::Get { id: id.clone(), v, idle: waiters.is_empty() });
             batch.reads.push((id, waiters));
-        }
-        if !whole {
-            fleet.wake.notify_one();
         }
         batch
     }

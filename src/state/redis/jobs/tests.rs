@@ -67,7 +67,7 @@ async fn put(link: &JobsLink, put: Put, answer: &[u8]) -> Heard {
 }
 
 fn get(id: &str, v: u64) -> Ask {
-    Ask::Get { id: id.into(), v }
+    Ask::Get { id: id.into(), v, idle: false }
 }
 
 fn state(id: &str, status: &str) -> Put {
@@ -175,9 +175,33 @@ async fn a_token_tells_what_is_owed() {
     let (a, b) = (store.link("a"), store.link("b"));
     let hook = Hook { target: "http://app/".into(), completed: true, ..Hook::default() };
     one(&a, Ask::Owe { token: "t".into(), hook: hook.clone() }).await;
-    assert_eq!(one(&b, Ask::Token { token: "t".into() }).await.hooks.first(), Some(&hook));
-    assert_eq!(one(&b, Ask::Token { token: "u".into() }).await, Heard::default());
+    let token = |token: &str, job: Option<&str>| Ask::Token { token: token.into(), job: job.map(str::to_owned) };
+    assert_eq!(one(&b, token("t", None)).await.hooks.first(), Some(&hook));
+    assert_eq!(one(&b, token("u", Some("j"))).await, Heard::default());
+    let bound = Hook { job: Some("j".into()), ..hook.clone() };
+    assert_eq!(one(&b, token("t", Some("j"))).await.hooks.first(), Some(&bound));
+    assert_eq!(one(&b, token("t", Some("k"))).await.hooks.first(), Some(&bound), "the first stands");
+    assert_eq!(one(&a, token("t", None)).await.hooks.first(), Some(&bound));
     put(&a, Put { hooks: vec![hook.clone()], ..own("j", "queued") }, b"{}").await;
     put(&a, own("j", "processing"), b"{}").await;
     assert_eq!(one(&b, get("j", 0)).await.hooks, [hook]);
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_comes_in_parts() {
+    let store = Store::start().await;
+    let a = store.link("a");
+    let ids: Vec<String> = (0..20).map(|n| format!("j{n}")).collect();
+    for id in &ids {
+        put(&a, own(id, "queued"), &vec![b'x'; LONGEST]).await;
+    }
+    let mut known = vec![0; ids.len()];
+    for most in [17, 3, 0] {
+        let asks: Vec<Ask> =
+            ids.iter().zip(&known).map(|(id, v)| Ask::Get { id: id.clone(), v: *v, idle: true }).collect();
+        let heard = a.call(&asks, &[]).await.expect("it answers");
+        assert_eq!(heard.iter().filter(|heard| heard.answer.is_some()).count(), most);
+        known = heard.iter().map(|heard| heard.v).collect();
+    }
+    assert!(one(&a, get("j19", 0)).await.answer.is_some(), "who waits is answered");
 }
