@@ -137,6 +137,7 @@ async fn forward(worker: &Arc<Worker>, request: Box<Request<Incoming>>, record: 
     classify::plain::check(&app.protocol, &head.method, head.uri.path())?;
     let call = Call::classify(&app.protocol, &app.routes, &head);
     record.class = Some(call.class);
+    app.find_job(client, &call).await;
     let account = app.account_for(client, &call)?;
     record.account = Some(account);
     app.refuse_while_draining()?;

@@ -12,10 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::StartError;
 use crate::config::{self, Config};
+use crate::ledger::outbox::Owed;
 use crate::proxy::App;
+use crate::proxy::jobs::fleet::{Fleet, Fleets};
 use crate::proxy::queue;
 use crate::state::State;
 use crate::state::redis::answers::Answers;
+use crate::state::redis::jobs::JobsLink;
 use crate::state::redis::{Link, Terms};
 
 /// How long the store has to hear that this replica is leaving.
@@ -55,6 +58,32 @@ fn others(file: &Path) -> BTreeMap<String, String> {
     std::fs::read(file).ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default()
 }
 
+/// Looks after the jobs of replicas that are gone.
+async fn take_over(app: Arc<App>, mut adopted: mpsc::UnboundedReceiver<queue::Adopted>) {
+    while let Some(queue::Adopted { slot, entry }) = adopted.recv().await {
+        let named = app.accounts.iter().position(|account| account.name == entry.account);
+        let owner = named.filter(|account| slot.is_of(&app.accounts[*account].queue));
+        let first = app.accounts.iter().position(|account| slot.is_of(&account.queue));
+        let account = owner.or(first).unwrap_or_default();
+        let left = app.jobs.left_of(account, &entry.job).await;
+        // Before its end can be seen here.
+        app.webhooks.take_over(left.iter().flat_map(|left| &left.hooks), &entry.job).await;
+        app.jobs.adopt(account, &entry, slot, left.as_ref());
+    }
+}
+
+/// Waits for what other replicas hear of creates whose outcome nobody knows here.
+async fn await_calls(app: Arc<App>, mut unsure: mpsc::UnboundedReceiver<Owed>) {
+    let mut awaited = JoinSet::new();
+    loop {
+        tokio::select! {
+            Some(owed) = unsure.recv() => drop(awaited.spawn(Arc::clone(&app).await_call(owed))),
+            Some(_) = awaited.join_next() => {}
+            else => return,
+        }
+    }
+}
+
 impl Replicas {
     /// Starts the calls on the current runtime, and in `background` what takes over jobs of replicas that are gone.
     pub(crate) fn start(
@@ -65,7 +94,8 @@ impl Replicas {
     ) -> Result<Self, StartError> {
         let mut replicas = Self::default();
         let (config::State::Redis(_, redis), Some(state)) = (&config.state, state) else { return Ok(replicas) };
-        let (sender, mut receiver) = mpsc::unbounded_channel::<queue::Adopted>();
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut fleets = vec![None; app.accounts.len()];
         for (_, queue) in app.queues() {
             let accounts = app.accounts.iter().zip(&config.accounts);
             let Some((_, account)) = accounts.into_iter().find(|(known, _)| Arc::ptr_eq(&known.queue, &queue)) else {
@@ -82,6 +112,19 @@ impl Replicas {
                 queue.share_answers(Arc::clone(&answers));
                 replicas.answers.push(answers);
             }
+            let me = state.replica()?;
+            let about = JobsLink::new(redis, &account.key, &terms, &config.jobs, me.clone()).map_err(unusable)?;
+            let fleet = Arc::new(Fleet::new(me, terms.timeout(), terms.beat()));
+            let mut first = None;
+            for (number, known) in app.accounts.iter().enumerate() {
+                if Arc::ptr_eq(&known.queue, &queue) {
+                    first = first.or(Some(number));
+                    fleets[number] = Some(Arc::clone(&fleet));
+                }
+            }
+            let (jobs, metrics) = (Arc::clone(&app.jobs), app.metrics.shared.clone());
+            let talk = jobs.keep_in_fleet((first.unwrap_or_default(), fleet), about, metrics, replicas.leaving.clone());
+            replicas.brokers.spawn(talk);
             let around = queue::Around {
                 adopted: sender.clone(),
                 metrics: app.metrics.shared.clone(),
@@ -90,16 +133,16 @@ impl Replicas {
             };
             replicas.brokers.spawn(queue.keep_shared(link, around, replicas.leaving.clone()));
         }
-        let app = Arc::clone(app);
-        background.spawn(async move {
-            while let Some(queue::Adopted { slot, entry }) = receiver.recv().await {
-                let named = app.accounts.iter().position(|account| account.name == entry.account);
-                let owner = named.filter(|account| slot.is_of(&app.accounts[*account].queue));
-                let first = app.accounts.iter().position(|account| slot.is_of(&account.queue));
-                let account = owner.or(first).unwrap_or_default();
-                app.jobs.take_over(account, &entry.job, &entry.model, &entry.client, slot);
-            }
-        });
+        let accounts = app.accounts.iter().map(|account| account.name.clone()).zip(fleets).collect();
+        // Weak: the webhooks know the fleets.
+        let hooks = Arc::downgrade(&app.webhooks);
+        let owed = move |job: &str| hooks.upgrade().map(|hooks| hooks.owed_for(job)).unwrap_or_default();
+        let (unsure, calls) = mpsc::unbounded_channel();
+        let fleets = Arc::new(Fleets::new(accounts, Box::new(owed), unsure));
+        app.webhooks.share(Arc::clone(&fleets));
+        app.jobs.share(fleets);
+        background.spawn(await_calls(Arc::clone(app), calls));
+        background.spawn(take_over(Arc::clone(app), receiver));
         Ok(replicas)
     }
 

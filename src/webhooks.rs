@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -29,6 +29,7 @@ use crate::metrics::WebhookMetrics;
 use crate::protocol::{Create, End, Protocol};
 use crate::proxy::App;
 use crate::proxy::dispatch::Outgoing;
+use crate::proxy::jobs::fleet::Fleets;
 use crate::proxy::jobs::{Event, Owner, may_have_been_done};
 use crate::proxy::rejection::Rejection;
 
@@ -56,6 +57,9 @@ pub(crate) mod receive;
 
 /// Both signatures.
 pub(crate) mod signature;
+
+/// What the replicas tell each other of them.
+mod fleet;
 
 /// Who is next, and how many at a time.
 pub(crate) mod deliver;
@@ -93,6 +97,8 @@ pub(crate) struct Webhooks {
     progress: watch::Sender<Progress>,
     /// Hosts of webhooks that nobody can reach, told in the log once each; bounded by `HOSTS_TOLD`.
     told: Mutex<HashSet<String>>,
+    /// Set once, where replicas share jobs.
+    fleets: OnceLock<Arc<Fleets>>,
 }
 
 /// With what is signed, and whereto is delivered.
@@ -168,6 +174,7 @@ impl Webhooks {
             given: AtomicU64::new(0),
             progress: watch::Sender::new(Progress { taken: 0, idle: true }),
             told: Mutex::default(),
+            fleets: OnceLock::new(),
         };
         (hooks, queue)
     }
@@ -274,6 +281,7 @@ impl Webhooks {
             }
             let message = Message {
                 id: event::message_id(job, end, &row.owed.target),
+                account: row.owed.account,
                 target: row.owed.target,
                 body: event::message(&self.protocol, job, end, answer),
                 attempts: 0,
@@ -326,6 +334,7 @@ impl Webhooks {
     pub(crate) async fn replay(&self, id: i64) -> Result<bool, crate::ledger::Error> {
         let found = self.ledger.replay(id).await?;
         if found && let Some(message) = self.ledger.message(id).await? {
+            self.give_up_claim(&message).await;
             self.deliver(Due { id, target: message.target, wait: Duration::ZERO, message: None });
         }
         Ok(found)
@@ -390,6 +399,7 @@ impl Intent {
         match self.hooks.ledger.owe(self.owed.clone()).await {
             Ok(id) => {
                 self.id = Some(id);
+                self.hooks.tell_token(&self.owed).await;
                 Ok(())
             }
             Err(error) => {
@@ -402,6 +412,7 @@ impl Intent {
     /// The create was answered with this job.
     async fn accepted(mut self, job: &str) {
         let Some(id) = self.id.take() else { return };
+        self.hooks.tell_job(&self.owed, job);
         // In this order: the upstream's call may be here already, and whoever comes second must find that it is.
         self.hooks.wait_for(job, Waiting { id, job: Some(job.to_owned()), owed: self.owed.clone() });
         match self.hooks.ledger.owed_for(id, job.to_owned()).await {
@@ -429,6 +440,7 @@ impl Intent {
     pub(crate) fn unknown(mut self) {
         if self.owed.token.is_some() {
             self.id = None;
+            self.hooks.await_call(&self.owed);
         }
     }
 }

@@ -54,7 +54,7 @@ pub(super) fn build(table: &Table, context: &mut Context<'_>, problems: &Problem
     let log = state::log(&root);
     let accounts = accounts?;
     if matches!(state, Some(State::Redis(..))) {
-        redis::refuse_unshared(&root, &accounts.used, &accounts.clients, &jobs, &webhooks);
+        redis::refuse_unshared(&root, &accounts.used, &accounts.clients);
     }
     Some(Config {
         default_account: accounts.default,

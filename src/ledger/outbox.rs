@@ -70,6 +70,7 @@ pub(crate) struct Waiting {
 /// A message to be delivered.
 #[derive(Debug, Clone)]
 pub(crate) struct Message {
+    pub(crate) account: String,
     pub(crate) target: String,
     /// The same at every attempt, so that receivers recognise repetitions.
     pub(crate) id: String,
@@ -169,6 +170,7 @@ impl Ledger {
     pub(crate) async fn message(&self, id: i64) -> Result<Option<Message>, Error> {
         let read = |row: &Row<'_>| {
             Ok(Message {
+                account: row.get("account")?,
                 target: row.get("target")?,
                 id: row.get("message")?,
                 body: row.get::<_, Vec<u8>>("body")?.into(),
@@ -176,7 +178,7 @@ impl Ledger {
             })
         };
         self.run(move |tx| {
-            let sql = "SELECT target, message, body, attempts FROM outbox WHERE id = ?1 AND state = 'due'";
+            let sql = "SELECT account, target, message, body, attempts FROM outbox WHERE id = ?1 AND state = 'due'";
             tx.prepare_cached(sql)?.query_row([id], read).optional()
         })
         .await
@@ -316,6 +318,7 @@ mod tests {
 
     fn message() -> Message {
         Message {
+            account: "main".into(),
             target: "http://localhost:1/".into(),
             id: "msg_1".into(),
             body: Bytes::from_static(b"{}"),

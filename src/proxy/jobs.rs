@@ -6,7 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -23,9 +23,11 @@ use crate::ledger::jobs::{Known, Origin};
 use crate::ledger::{self, Ledger};
 use crate::protocol::took::Took;
 use crate::protocol::{End, JobAnswer, Protocol};
+use crate::state::redis::wire::SlotEntry;
 
 use super::queue::{Account, Slot};
 
+use self::fleet::{Fleets, Kept};
 use self::models::{Models, Ran};
 use self::remembered::Remembered;
 
@@ -57,6 +59,9 @@ pub(crate) mod poll;
 
 /// Ended jobs, for a while.
 mod remembered;
+
+/// What the replicas tell each other.
+pub(crate) mod fleet;
 
 /// Whose a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,13 +142,24 @@ enum Sight {
     None,
     /// An answer said so, perhaps with how long the job took.
     Seen(Option<Took>),
+    /// Another replica saw such an answer.
+    Heard(Option<Took>),
+}
+
+/// Where a live job is looked at.
+enum Held {
+    /// Here, in this slot.
+    Here(Slot),
+    /// By another replica, which has its slot.
+    Elsewhere,
 }
 
 struct Job {
     owner: Owner,
     number: u64,
     model: Arc<str>,
-    slot: Option<Slot>,
+    /// `None` when it has ended.
+    slot: Option<Held>,
     started: Instant,
     status: String,
     /// When it was last known to run: the time at which that was asked.
@@ -166,6 +182,9 @@ struct Job {
     odd: Odd,
     /// Rings for those who wait for a change; gone when the job has ended.
     changed: Option<Arc<watch::Sender<()>>>,
+    ended: Option<End>,
+    /// Where replicas share jobs: what the store has of it.
+    kept: Option<Box<Kept>>,
 }
 
 /// The job table.
@@ -183,6 +202,8 @@ pub(crate) struct Jobs {
     kick: Notify,
     ledger: Arc<Ledger>,
     observers: Vec<Observer>,
+    /// Set once, where replicas share jobs.
+    fleets: OnceLock<Arc<Fleets>>,
 }
 
 /// What the configuration says of jobs, and whose they can be.
@@ -241,6 +262,7 @@ impl Jobs {
             kick: Notify::new(),
             ledger,
             observers: Vec::new(),
+            fleets: OnceLock::new(),
         }
     }
 
@@ -334,8 +356,10 @@ impl Jobs {
         }
     }
 
-    /// Looks after a job whose replica is gone, in the slot that it left; without an id it is a create of unknown outcome.
-    pub(crate) fn take_over(&self, account: usize, id: &str, model: &str, client: &str, slot: Slot) {
+    /// As `adopt`; `told` is the last answer about the job.
+    fn take_over(&self, account: usize, entry: &SlotEntry, slot: Slot, told: Option<Told>) {
+        let SlotEntry { job: id, model, client, .. } = entry;
+        let (id, model) = (id.as_str(), model.as_str());
         let client = self.terms.load().clients.iter().position(|name| name == client).unwrap_or(0);
         let (owner, number) = (Owner { account, client }, self.ledger.number());
         if id.is_empty() {
@@ -344,12 +368,27 @@ impl Jobs {
         }
         if let Some(mut job) = self.table.get_mut(id).filter(|job| job.slot.is_some()) {
             // Seen here before, when it was another's.
-            let seen = job.slot.replace(slot);
+            let seen = job.slot.replace(Held::Here(slot));
+            let is_new = matches!(seen, Some(Held::Elsewhere));
+            if is_new && job.number == 0 {
+                (job.owner, job.number) = (owner, number);
+            }
+            let (model, started, numbered) = (Arc::clone(&job.model), job.started, job.number == number);
             drop(job);
-            return drop(seen);
+            drop(seen);
+            if is_new {
+                self.models.started(&model, started, id);
+                self.plan(id, Duration::ZERO);
+                self.watch_in_fleet(account, id);
+            }
+            if !numbered {
+                return self.take_in_fleet(account, id);
+            }
+        } else {
+            let job = Job::new(owner, number, model.into(), slot, "unknown".into(), told);
+            self.insert(id, Job { seen_start: false, ..job });
         }
-        let job = Job::new(owner, number, model.into(), slot, "unknown".into(), None);
-        self.insert(id, Job { seen_start: false, ..job });
+        self.take_in_fleet(account, id);
         self.ledger.seen(number, id, self.origin(owner, model));
     }
 
@@ -433,6 +472,9 @@ impl Jobs {
         }
         (job.told, job.trouble, job.odd.unread) = (Some(Arc::new(told)), None, false);
         job.ring();
+        let account = job.owner.account;
+        drop(job);
+        self.tell_fleet(account, id);
     }
 
     /// A status answer is too long to be read: it was passed on as it came, or left.
@@ -440,6 +482,7 @@ impl Jobs {
         let Some(mut job) = self.table.get_mut(id) else { return };
         job.odd.unread = true;
         job.ring();
+        self.tell_fleet(job.owner.account, id);
         if !std::mem::replace(&mut job.odd.warned, true) {
             tracing::warn!(
                 job = id,
@@ -460,6 +503,9 @@ impl Jobs {
                 job.status = status;
             }
             job.ring();
+            let account = job.owner.account;
+            drop(job);
+            self.tell_fleet(account, id);
             return;
         }
         // Started past this proxy, or before it knew: the upstream counts it, so we do.
@@ -486,12 +532,12 @@ impl Jobs {
 
     /// False where the id is that of a live job: it is one job, and the slot it holds is enough.
     fn insert(&self, id: &str, job: Job) -> bool {
-        let (model, started) = (Arc::clone(&job.model), job.started);
-        if let Some(slot) = &job.slot {
+        let (model, started, account) = (Arc::clone(&job.model), job.started, job.owner.account);
+        if let Some(Held::Here(slot)) = &job.slot {
             slot.bind(id, &model);
         }
         let (replaced, is_new) = match self.table.entry(id.to_owned()) {
-            Entry::Occupied(known) if known.get().slot.is_some() => (Some(job), false),
+            Entry::Occupied(known) if matches!(known.get().slot, Some(Held::Here(_))) => (Some(job), false),
             Entry::Occupied(mut ended) => (Some(ended.insert(job)), true),
             Entry::Vacant(free) => {
                 free.insert(job);
@@ -503,6 +549,7 @@ impl Jobs {
         if is_new {
             self.models.started(&model, started, id);
             self.plan(id, Duration::ZERO);
+            self.watch_in_fleet(account, id);
         }
         is_new
     }
@@ -535,6 +582,7 @@ impl Jobs {
         let size = told.as_ref().map_or(0, |told| told.body.len());
         job.told.clone_from(&told);
         job.trouble = None;
+        job.ended = Some(end);
         let changed = job.changed.take();
         let (slot, owner, number, model) = (job.slot.take(), job.owner, job.number, Arc::clone(&job.model));
         let (started, running, seen_start) = (job.started, job.running, job.seen_start);
@@ -543,15 +591,26 @@ impl Jobs {
             changed.send_replace(());
         }
         self.remember(id, size);
-        let Some(slot) = slot else { return };
-        let now = Instant::now();
-        let ran = match sight {
-            Sight::Seen(told) if seen_start => Some(Ran { running, told }),
-            _ => None,
+        if !matches!(sight, Sight::Heard(_)) {
+            self.tell_fleet(owner.account, id);
+        }
+        let slot = match slot {
+            None => return,
+            // Its own replica settles what it left open.
+            Some(Held::Elsewhere) if number == 0 => return,
+            Some(Held::Elsewhere) => None,
+            Some(Held::Here(slot)) => Some(slot),
         };
-        self.models.ended(&model, owner.account, id, started, ran, now);
-        if let Some(held) = self.models.held(owner.account) {
-            self.queue(owner.account).jobs_take(held);
+        let now = Instant::now();
+        if slot.is_some() {
+            let ran = match sight {
+                Sight::Seen(told) | Sight::Heard(told) if seen_start => Some(Ran { running, told }),
+                _ => None,
+            };
+            self.models.ended(&model, owner.account, id, started, ran, now);
+            if let Some(held) = self.models.held(owner.account) {
+                self.queue(owner.account).jobs_take(held);
+            }
         }
         let answer = told.as_ref().map(|told| told.body.clone());
         let ended = Ended { id: id.to_owned(), number, end, answer };
@@ -624,7 +683,7 @@ impl Jobs {
         let mut live = 0;
         // The youngest of those so far is on top, and the first to go.
         let mut oldest = BinaryHeap::new();
-        for job in self.table.iter().filter(|job| job.slot.is_some()) {
+        for job in self.table.iter().filter(|job| matches!(job.slot, Some(Held::Here(_)))) {
             live += 1;
             if oldest.len() < most || oldest.peek().is_some_and(|(youngest, _)| job.started < *youngest) {
                 oldest.push((job.started, job.key().clone()));
@@ -664,7 +723,7 @@ impl Jobs {
 impl Job {
     fn new(owner: Owner, number: u64, model: Arc<str>, slot: Slot, status: String, told: Option<Told>) -> Self {
         let told = told.map(Arc::new);
-        Self { number, model, slot: Some(slot), told, ..Self::without_slot(owner, status) }
+        Self { number, model, slot: Some(Held::Here(slot)), told, ..Self::without_slot(owner, status) }
     }
 
     fn without_slot(owner: Owner, status: String) -> Self {
@@ -687,6 +746,8 @@ impl Job {
             trouble: None,
             odd: Odd::default(),
             changed: None,
+            ended: None,
+            kept: None,
         }
     }
 

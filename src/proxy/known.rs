@@ -33,6 +33,14 @@ pub(crate) fn about_us(request: &request::Parts) -> Option<Passed> {
 }
 
 impl App {
+    /// Has a job that is not known here looked for among those of the other replicas.
+    pub(crate) async fn find_job(&self, client: usize, call: &Call) {
+        if let Some(id) = call.job.as_ref().filter(|id| self.jobs.must_find(id)) {
+            // Boxed: all other calls would pay for its place.
+            Box::pin(self.jobs.find(id, self.account_of[client])).await;
+        }
+    }
+
     /// The answer to a poll of a job that is known here.
     pub(crate) async fn known_answer(&self, call: &Call, headers: &HeaderMap) -> Option<Passed> {
         let id = call.job.as_ref().filter(|_| call.class == Class::Poll)?;

@@ -487,6 +487,11 @@ impl Account {
         Slot { account: Arc::clone(self), client: index(client), shared }
     }
 
+    /// Whether the slot of this job, which is counted here, is ours for the store too; `None` while that is not known.
+    pub(crate) fn has_slot(&self, job: &str) -> Option<bool> {
+        self.book().shared.as_ref()?.has_slot(job)
+    }
+
     /// Limits for the headers of an answer to `client`: the tighter of its own and the account's.
     pub(crate) fn view(&self, client: usize) -> Option<View> {
         let now = Instant::now();

@@ -23,6 +23,9 @@ pub(crate) mod wire;
 /// Idempotency keys, and their answers.
 pub(crate) mod answers;
 
+/// What is said of jobs.
+pub(crate) mod jobs;
+
 /// The version of the keys and of what a script may find in them. A change that an older one would misread takes another.
 const KEYS: &str = "sluicegate:1";
 /// How long a replica may go on with its share while it is cut off; then it sends nothing, and its seat is free for another.

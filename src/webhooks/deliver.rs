@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::ledger::{self, outbox::Message, outbox::Next};
 
+use super::fleet::Claim;
 use super::send::{Attempt, Dial};
 use super::target::Target;
 use super::{Due, Progress, Webhooks, schedule};
@@ -53,12 +54,24 @@ struct Made {
 }
 
 enum Outcome {
-    /// How often it was tried before, and what came of it now.
-    Tried(u32, Attempt),
+    /// How often it was tried before, what came of it now, and when again.
+    Tried(u32, Attempt, Option<Duration>),
     /// The row is not due any more.
     Moot,
+    /// Another replica has delivered it, or given it up.
+    Elsewhere(u32),
+    /// Another replica has it for so long.
+    Taken(Duration),
     /// The ledger does not tell what to send, or an attempt panicked.
     Unknown,
+}
+
+/// How long until the next attempt, after one that followed so many; `None`: there is none.
+fn wait_after(before: u32, attempt: &Attempt) -> Option<Duration> {
+    match attempt {
+        Attempt::Failed(_) => schedule::wait(before.saturating_add(1), fastrand::f64()),
+        Attempt::Delivered | Attempt::Hopeless(_) => None,
+    }
 }
 
 /// Delivers until aborted. What is under way then is delivered again by the next process, with the same id.
@@ -150,7 +163,16 @@ impl Deliverer {
             let about = (due.id, due.target.clone());
             let task = self.attempts.spawn(async move {
                 let outcome = match hooks.message_of(&due).await {
-                    Ok(Some(message)) => Outcome::Tried(message.attempts, hooks.attempt(&message, &*dial).await),
+                    Ok(Some(message)) => match hooks.claim(&message).await {
+                        Claim::Ours => {
+                            let attempt = hooks.attempt(&message, &*dial).await;
+                            let wait = wait_after(message.attempts, &attempt);
+                            hooks.tell_tried(&message, wait);
+                            Outcome::Tried(message.attempts, attempt, wait)
+                        }
+                        Claim::Done => Outcome::Elsewhere(message.attempts),
+                        Claim::Taken(wait) => Outcome::Taken(wait),
+                    },
                     Ok(None) => Outcome::Moot,
                     Err(_) => Outcome::Unknown,
                 };
@@ -170,8 +192,13 @@ impl Deliverer {
         }
         self.known.remove(&due.id);
         match outcome {
-            Outcome::Tried(before, attempt) => self.settle(due, before.saturating_add(1), attempt),
+            Outcome::Tried(before, attempt, wait) => self.settle(due, before.saturating_add(1), attempt, wait),
             Outcome::Moot => {}
+            Outcome::Elsewhere(attempts) => {
+                tracing::debug!(webhook = due.id, "webhook delivered by another replica");
+                self.hooks.ledger.attempted(due.id, attempts, &Next::Delivered, None);
+            }
+            Outcome::Taken(wait) => self.rest_again(Due { wait, ..due }),
             Outcome::Unknown => self.rest_again(Due { wait: PAUSE, ..due }),
         }
         self.start(&receiver);
@@ -189,15 +216,12 @@ impl Deliverer {
         });
     }
 
-    fn settle(&mut self, due: Due, attempts: u32, attempt: Attempt) {
+    fn settle(&mut self, due: Due, attempts: u32, attempt: Attempt, wait: Option<Duration>) {
         let hooks = Arc::clone(&self.hooks);
-        let (outcome, wait, trouble) = match attempt {
-            Attempt::Delivered => (&hooks.metrics.delivered, None, None),
-            Attempt::Hopeless(why) => (&hooks.metrics.dead, None, Some(why)),
-            Attempt::Failed(why) => match schedule::wait(attempts, fastrand::f64()) {
-                Some(wait) => (&hooks.metrics.failed, Some(wait), Some(why)),
-                None => (&hooks.metrics.dead, None, Some(why)),
-            },
+        let (outcome, trouble) = match (attempt, wait) {
+            (Attempt::Delivered, _) => (&hooks.metrics.delivered, None),
+            (Attempt::Failed(why) | Attempt::Hopeless(why), None) => (&hooks.metrics.dead, Some(why)),
+            (Attempt::Failed(why) | Attempt::Hopeless(why), Some(_)) => (&hooks.metrics.failed, Some(why)),
         };
         outcome.inc();
         let next = match (&trouble, wait) {

@@ -14,12 +14,14 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::ledger::outbox::Waiting;
+use crate::ledger::{self, outbox::Waiting};
 use crate::protocol::Family;
 use crate::proxy::App;
 use crate::proxy::accept::{self, Asked, Terms};
 use crate::proxy::jobs::Told;
 use crate::reload::Reloader;
+
+use super::fleet::Known;
 
 /// Longest call.
 const LONGEST: usize = 1 << 20;
@@ -96,7 +98,7 @@ async fn receive(app: &App, request: Request<Incoming>) -> Verdict {
     }
     match hooks.ledger.by_token(token.to_owned()).await {
         Ok(Some((row, told))) => app.called(row, told, &body).await,
-        Ok(None) => (StatusCode::NOT_FOUND, "no such webhook"),
+        Ok(None) => app.called_for_another(token, &body).await,
         Err(error) => {
             tracing::error!(%error, "a webhook of the upstream cannot be looked up");
             (StatusCode::SERVICE_UNAVAILABLE, "try again")
@@ -118,6 +120,63 @@ async fn read(body: Incoming) -> Result<Bytes, Verdict> {
 }
 
 impl App {
+    /// The same where the create was another replica's, as far as is known here.
+    async fn called_for_another(&self, token: &str, body: &Bytes) -> Verdict {
+        let again = (StatusCode::SERVICE_UNAVAILABLE, "try again");
+        let answer = self.protocol.read(body);
+        let named = answer.as_ref().and_then(|answer| answer.id.as_deref());
+        let (owed, known) = match self.webhooks.owed_elsewhere(token, named).await {
+            Known::Owed(owed, known) => (owed, known),
+            Known::Nothing => return (StatusCode::NOT_FOUND, "no such webhook"),
+            Known::Unsure => return again,
+        };
+        let Some(answer) = answer else {
+            return (StatusCode::BAD_REQUEST, "not about a job");
+        };
+        let Some(job) = known.or(answer.id.clone()) else {
+            return (StatusCode::BAD_REQUEST, "names no job");
+        };
+        if answer.id.is_some_and(|id| id != job) {
+            tracing::warn!(job, "a webhook of the upstream names another job: nothing is done");
+            return (StatusCode::BAD_REQUEST, "names another job");
+        }
+        let account = self.accounts.iter().position(|account| account.name == owed.account).unwrap_or_default();
+        if self.jobs.must_find(&job) {
+            self.jobs.find(&job, account).await;
+        }
+        let owner = self.jobs.owner(&job);
+        if owner.is_none() && answer.ended.is_none() {
+            return (StatusCode::OK, "taken");
+        }
+        // Where its create has not been answered yet, its replica will find the end.
+        let owner = owner.unwrap_or_else(|| self.jobs.owner_named(account, &owed.client));
+        self.jobs.saw_status(&job, owner, as_told(body), Instant::now());
+        let verdict = match answer.ended {
+            None => (StatusCode::OK, "taken"),
+            // Whoever hears of the end first delivers.
+            Some(_) => match self.webhooks.ledger.owe(owed.clone()).await {
+                Ok(id) => self.called(Waiting { id, job: None, owed }, false, body).await,
+                Err(error) => {
+                    tracing::error!(%error, "a webhook of the upstream cannot be kept");
+                    again
+                }
+            },
+        };
+        self.jobs.told_in_fleet(account).await;
+        verdict
+    }
+
+    /// What this row owes is owed for this job: its create had none so far.
+    pub(super) async fn bind(&self, row: &Waiting, job: &str) -> Result<(), ledger::Error> {
+        self.webhooks.wait_for(job, Waiting { job: Some(job.to_owned()), ..row.clone() });
+        if self.webhooks.ledger.owed_for(row.id, job.to_owned()).await? {
+            row.owed.number.into_iter().for_each(|number| self.jobs.turned_up(number, job));
+        } else {
+            self.webhooks.wait_no_more(job, row.id);
+        }
+        Ok(())
+    }
+
     /// The upstream told something about a job that a webhook is owed for.
     async fn called(&self, row: Waiting, told: bool, body: &Bytes) -> Verdict {
         let Some(answer) = self.protocol.read(body) else {
@@ -135,17 +194,12 @@ impl App {
         }
         if row.job.is_none() {
             // The answer to the create has not come yet, or never will.
-            self.webhooks.wait_for(&job, Waiting { job: Some(job.clone()), ..row.clone() });
-            match self.webhooks.ledger.owed_for(row.id, job.clone()).await {
-                Ok(true) => row.owed.number.into_iter().for_each(|number| self.jobs.turned_up(number, &job)),
-                Ok(false) => self.webhooks.wait_no_more(&job, row.id),
-                Err(_) => return (StatusCode::SERVICE_UNAVAILABLE, "try again"),
+            if self.bind(&row, &job).await.is_err() {
+                return (StatusCode::SERVICE_UNAVAILABLE, "try again");
             }
         }
         if let Some(owner) = self.jobs.owner(&job) {
-            let json = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
-            let told = Told::new(StatusCode::OK, &json, body);
-            self.jobs.saw_status(&job, owner, told, Instant::now());
+            self.jobs.saw_status(&job, owner, as_told(body), Instant::now());
         }
         if let Some(end) = answer.ended {
             // The observer has done it, unless the job table does not know the job.
@@ -157,6 +211,12 @@ impl App {
             Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "try again"),
         }
     }
+}
+
+/// The call as an answer to a status request.
+fn as_told(body: &Bytes) -> Told {
+    let json = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))]);
+    Told::new(StatusCode::OK, &json, body)
 }
 
 fn answer((status, word): Verdict) -> Response<Full<Bytes>> {

@@ -78,6 +78,7 @@ mod protocols;
 mod redis;
 mod redis_credits;
 mod redis_idempotency;
+mod redis_jobs;
 mod reload;
 
 mod drain;

@@ -30,16 +30,16 @@ use crate::support::client::{self, Answer, With, request};
 use crate::support::config::Scratch;
 use crate::support::{FREE, KEY, PIPE_BYTES, WEBHOOK_SECRET, create_with, get, poll, post};
 
-const OUT: &str = "[webhooks]\nsecret = { env = \"WEBHOOK_SECRET\" }\nallow = [\"localhost:*\"]";
-const IN: &str = "[webhooks]\nsecret = { env = \"WEBHOOK_SECRET\" }\nallow = [\"localhost:*\"]\n\
+pub const OUT: &str = "[webhooks]\nsecret = { env = \"WEBHOOK_SECRET\" }\nallow = [\"localhost:*\"]";
+pub const IN: &str = "[webhooks]\nsecret = { env = \"WEBHOOK_SECRET\" }\nallow = [\"localhost:*\"]\n\
     listen = \"127.0.0.1:0\"\npublic_url = \"https://hooks.example.com/in\"";
-const HOOK: &str = "http://localhost:3000/hook?of=app";
+pub const HOOK: &str = "http://localhost:3000/hook?of=app";
 
 // ---- The stage ----------------------------------------------------------------------------------------------------------
 
 /// How a receiver behaves.
 #[derive(Debug, Clone, Copy)]
-enum Manner {
+pub enum Manner {
     Answer(u16),
     /// 500 this often, then 204.
     Fail(u32),
@@ -51,7 +51,7 @@ enum Manner {
 
 /// What arrived at a receiver.
 #[derive(Debug, Clone)]
-struct Hit {
+pub struct Hit {
     at: Instant,
     port: u16,
     target: String,
@@ -60,7 +60,7 @@ struct Hit {
 }
 
 impl Hit {
-    fn id(&self) -> &str {
+    pub fn id(&self) -> &str {
         self.headers["webhook-id"].to_str().expect("text")
     }
 
@@ -72,7 +72,7 @@ impl Hit {
 
 /// Receivers by port, in memory; 204 where nothing else is said.
 #[derive(Clone, Default)]
-struct Receivers {
+pub struct Receivers {
     manners: Arc<Mutex<HashMap<u16, Manner>>>,
     hits: Arc<Mutex<Vec<Hit>>>,
     /// Ports of slow receivers, for each answer.
@@ -80,15 +80,15 @@ struct Receivers {
 }
 
 impl Receivers {
-    fn set(&self, port: u16, manner: Manner) {
+    pub fn set(&self, port: u16, manner: Manner) {
         self.manners.lock().expect("no panics").insert(port, manner);
     }
 
-    fn hits(&self) -> Vec<Hit> {
+    pub fn hits(&self) -> Vec<Hit> {
         self.hits.lock().expect("no panics").clone()
     }
 
-    fn on(&self, port: u16) -> Vec<Hit> {
+    pub fn on(&self, port: u16) -> Vec<Hit> {
         self.hits().into_iter().filter(|hit| hit.port == port).collect()
     }
 
@@ -134,7 +134,7 @@ impl Receivers {
     }
 
     /// The same over sockets.
-    async fn listen(&self) -> SocketAddr {
+    pub async fn listen(&self) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let receivers = self.clone();
@@ -147,7 +147,7 @@ impl Receivers {
         address
     }
 
-    async fn wait_for(&self, count: usize) -> Vec<Hit> {
+    pub async fn wait_for(&self, count: usize) -> Vec<Hit> {
         let come = async {
             while self.hits().len() < count {
                 sleep(Duration::from_millis(20)).await;
@@ -207,15 +207,15 @@ async fn record(far: DuplexStream, tap: DuplexStream, seen: Arc<Mutex<Vec<u8>>>)
 }
 
 /// A proxy in memory between the mock and receivers.
-struct Stage {
-    proxy: Proxy,
-    mock: Arc<Mock>,
-    receivers: Receivers,
+pub struct Stage {
+    pub proxy: Proxy,
+    pub mock: Arc<Mock>,
+    pub receivers: Receivers,
     seen: Arc<Mutex<Vec<u8>>>,
     scratch: Scratch,
 }
 
-fn options() -> Options {
+pub fn options() -> Options {
     Options { keys: vec![KEY.into()], requests: None, concurrent_jobs: None, ..Options::default() }
 }
 
@@ -229,7 +229,11 @@ impl Stage {
     }
 
     fn on(toml: &str, mock: Arc<Mock>, receivers: Receivers, scratch: Scratch) -> Self {
-        let config = scratch.load("", toml, "http://localhost:1");
+        Self::planned("", toml, mock, receivers, scratch)
+    }
+
+    pub fn planned(plan: &str, toml: &str, mock: Arc<Mock>, receivers: Receivers, scratch: Scratch) -> Self {
+        let config = scratch.load(plan, toml, "http://localhost:1");
         let seen = Arc::default();
         let connector = Arc::new(Tap { mock: Arc::clone(&mock), seen: Arc::clone(&seen) });
         let around = || Surroundings {
@@ -249,21 +253,21 @@ impl Stage {
         Self { proxy, mock, receivers, seen, scratch }
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
         let (near, far) = duplex(PIPE_BYTES);
         tokio::spawn(self.proxy.serve(far));
         client::exchange(near, request).await
     }
 
     /// Creates a job with this webhook and returns its id.
-    async fn start(&self, webhook: &str) -> String {
+    pub async fn start(&self, webhook: &str) -> String {
         let answer = self.send(create(webhook, &json!({}))).await;
         assert_eq!(answer.status, 201, "{answer:?}");
         answer.job_id()
     }
 
     /// The upstream calls the port for its webhooks.
-    async fn call(&self, request: Request<Full<Bytes>>) -> Answer {
+    pub async fn call(&self, request: Request<Full<Bytes>>) -> Answer {
         let (near, far) = duplex(PIPE_BYTES);
         tokio::spawn(self.proxy.serve_webhooks(far));
         client::exchange(near, request).await
@@ -275,25 +279,25 @@ impl Stage {
     }
 
     /// The end of the URL that the last create took up.
-    fn token(&self) -> String {
+    pub fn token(&self) -> String {
         let sent = self.sent();
         let after = sent.rsplit("https://hooks.example.com/in/").next().expect("a create");
         after[..32].to_owned()
     }
 
     /// As `kill -9`: nothing of it runs on.
-    fn kill(self) -> (Arc<Mock>, Receivers, Scratch) {
+    pub fn kill(self) -> (Arc<Mock>, Receivers, Scratch) {
         let Self { proxy, mock, receivers, scratch, .. } = self;
         drop(proxy);
         (mock, receivers, scratch)
     }
 }
 
-fn create(webhook: &str, input: &Value) -> Request<Full<Bytes>> {
+pub fn create(webhook: &str, input: &Value) -> Request<Full<Bytes>> {
     create_with(&json!({"model": "flux-schnell", "input": input, "webhook": webhook}))
 }
 
-fn secs(secs: u64) -> Duration {
+pub fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
@@ -303,7 +307,7 @@ fn hex(body: &[u8]) -> String {
 }
 
 /// A call of the upstream's, signed.
-fn signed(token: &str, body: impl Into<String>) -> Request<Full<Bytes>> {
+pub fn signed(token: &str, body: impl Into<String>) -> Request<Full<Bytes>> {
     let body = body.into();
     let signature = hex(body.as_bytes());
     post(&format!("/in/{token}"), body).with("x-webhook-signature", &signature)
@@ -812,7 +816,8 @@ fn quick(secret: Option<&str>) -> Options {
 
 const IN_LIVE: &str = "[webhooks]\nsecret = { env = \"WEBHOOK_SECRET\" }\nallow = [\"127.0.0.1:*\"]\n\
     listen = \"LISTEN\"\npublic_url = \"http://LISTEN/in\"";
-const OUT_LIVE: &str = "[webhooks]\nsecret = { env = \"WEBHOOK_SECRET\" }\nallow = [\"127.0.0.1:*\", \"localhost:*\"]";
+pub const OUT_LIVE: &str =
+    "[webhooks]\nsecret = { env = \"WEBHOOK_SECRET\" }\nallow = [\"127.0.0.1:*\", \"localhost:*\"]";
 
 #[tokio::test]
 async fn the_upstream_s_own_webhooks_end_jobs_without_a_poll() {

@@ -8,7 +8,7 @@ use super::accounts::{resolve, trusted};
 use crate::config::reader::{Complaint, Section, text};
 use crate::config::report::Place;
 use crate::config::source::Source;
-use crate::config::{Account, Client, Jobs, Llm, Redis, State, Webhooks};
+use crate::config::{Account, Client, Llm, Redis, State};
 use crate::state::redis;
 
 /// The store counts every attempt by itself.
@@ -114,13 +114,7 @@ fn is_here(url: &str) -> bool {
 }
 
 /// What replicas would each spend for themselves: better refused than exceeded.
-pub(super) fn refuse_unshared(
-    root: &Section<'_>,
-    accounts: &[Account],
-    clients: &[Client],
-    jobs: &Jobs,
-    webhooks: &Webhooks,
-) {
+pub(super) fn refuse_unshared(root: &Section<'_>, accounts: &[Account], clients: &[Client]) {
     let plans = root.named("plans");
     for account in accounts {
         let Some((_, plan)) = plans.iter().find(|(name, _)| *name == account.plan.name) else { continue };
@@ -146,17 +140,5 @@ pub(super) fn refuse_unshared(
                 Complaint::new("limits the client in each replica alone, and its replicas share the account");
             section.complain("plan", complaint.help("remove it, or use state.store = \"local\" with one process"));
         }
-    }
-    if clients.len() > 1 && !jobs.shared {
-        let complaint =
-            Complaint::new("are several, and a replica knows whose job it is only of jobs that it created itself");
-        let help = "set jobs.shared = true, so that every client may see every job, or use state.store = \"local\" with one process";
-        root.complain("clients", complaint.help(help));
-    }
-    if webhooks.inbound.is_some() {
-        let complaint =
-            Complaint::new("would get webhooks of other replicas' jobs, which this version does not pass on");
-        let help = "remove it and public_url: jobs are looked at, and webhooks delivered, without it";
-        root.section("webhooks").complain("listen", complaint.help(help));
     }
 }

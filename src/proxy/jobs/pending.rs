@@ -103,6 +103,7 @@ impl Pending {
             tracing::debug!(job = id, %error, "after a crash this job would count as a create of unknown outcome");
         }
         self.jobs.queue(self.owner.account).jobs_are_told().await;
+        self.jobs.told_in_fleet(self.owner.account).await;
         (Charge::Accepted, Some(id))
     }
 }

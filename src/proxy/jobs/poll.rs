@@ -9,7 +9,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Jobs, Told};
+use super::fleet::READ_EVERY;
+use super::{Held, Jobs, Told};
 
 /// How long a look that is under way is waited for, where nothing else is known.
 const LOOK_TAKES: Duration = Duration::from_secs(60);
@@ -42,6 +43,8 @@ enum Now {
     Wait(watch::Receiver<()>, Instant),
     /// Nothing is known that could be told: ask the upstream.
     Ask,
+    /// It is another replica's: read what that has told.
+    Read,
 }
 
 impl Jobs {
@@ -54,6 +57,9 @@ impl Jobs {
             match self.now(id, patience, begun) {
                 Now::Told(answer) => return Some(answer),
                 Now::Ask => return None,
+                // Boxed: all other polls would pay for its place.
+                Now::Read if !Box::pin(self.read_in_fleet(id)).await => return None,
+                Now::Read => {}
                 Now::Wait(mut changed, until) => {
                     // An error means that the job has ended: the sender is gone.
                     let _ = tokio::time::timeout_at(until, drain.run_until_cancelled(changed.changed())).await;
@@ -66,10 +72,17 @@ impl Jobs {
         let Some(mut job) = self.table.get_mut(id) else { return Now::Ask };
         let now = Instant::now();
         let ended = job.slot.is_none();
+        let elsewhere = matches!(job.slot, Some(Held::Elsewhere));
+        if elsewhere && job.kept.as_ref().is_none_or(|kept| !kept.is_fresh(now)) {
+            return Now::Read;
+        }
         if job.odd.unread && !ended {
             return Now::Ask;
         }
         let told = job.trouble.clone().or_else(|| job.told.clone());
+        if elsewhere && told.is_none() {
+            return Now::Ask;
+        }
         let until = match patience {
             _ if ended => now,
             Patience::Wait(most) => begun + most,
@@ -77,6 +90,13 @@ impl Jobs {
             Patience::Hold(most) if told.is_none() => {
                 let soon = begun + most.max(Duration::from_secs(1));
                 if job.looking { soon.max(now + LOOK_AGAIN).min(begun + LOOK_TAKES) } else { soon }
+            }
+            Patience::Hold(most) if elsewhere => {
+                if job.due <= begun + most {
+                    begun + most
+                } else {
+                    now
+                }
             }
             Patience::Hold(most) => {
                 let soon = |at: Instant| at <= begun + most;
@@ -91,6 +111,7 @@ impl Jobs {
         };
         if until > now {
             let changed = job.changed.get_or_insert_with(|| Arc::new(watch::Sender::new(())));
+            let until = if elsewhere { until.min(now + READ_EVERY) } else { until };
             return Now::Wait(changed.subscribe(), until);
         }
         let Some(told) = told else { return Now::Ask };

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use crate::protocol::End;
 
 use super::plan::{self, Seen};
-use super::{Due, Jobs, Owner, Sight};
+use super::{Due, Held, Jobs, Owner, Sight};
 
 /// The first interval for models that the configuration does not name.
 const DEFAULT_POLL: Duration = Duration::from_secs(1);
@@ -18,6 +18,8 @@ const DEFAULT_POLL: Duration = Duration::from_secs(1);
 const SAVED_EVERY: Duration = Duration::from_secs(30);
 /// No two looks at a job are closer than this share of its model's first interval.
 const CLOSEST: u32 = 20;
+/// The other replicas hear of plans that have moved by more than this.
+const TOLD_STEP: Duration = Duration::from_millis(250);
 
 /// What the schedule needs from the rest of the proxy: one status request through the queue, whose answer reaches `Jobs::saw_status`.
 pub(crate) trait Look: Send + Sync + 'static {
@@ -78,7 +80,7 @@ impl Jobs {
 
     fn look<L: Look>(self: &Arc<Self>, id: String, at: Instant, look: &Arc<L>, tasks: &TaskTracker) {
         let Some(mut job) = self.table.get_mut(&id) else { return };
-        if job.entry != Some(at) || job.slot.is_none() || job.looking {
+        if job.entry != Some(at) || !matches!(job.slot, Some(Held::Here(_))) || job.looking {
             return;
         }
         let now = Instant::now();
@@ -95,6 +97,10 @@ impl Jobs {
         drop(job);
         let (looking, look) = (Looking { jobs: Arc::clone(self), id }, Arc::clone(look));
         tasks.spawn(async move {
+            // What another replica has found out, or looks after, is not asked upstream.
+            if looking.jobs.is_known_in_fleet(owner.account, &looking.id).await {
+                return;
+            }
             let looked = look.look(looking.id.clone(), owner).await;
             if last && looked {
                 looking.jobs.end(&looking.id, End::Expired, "expired", None, Sight::None);
@@ -128,7 +134,7 @@ impl Jobs {
 
     /// `None` where nothing is to be decided: the job has ended, or a look at it is under way.
     fn to_plan(&self, id: &str) -> Option<(Arc<str>, ToPlan)> {
-        let job = self.table.get(id).filter(|job| job.slot.is_some() && !job.looking)?;
+        let job = self.table.get(id).filter(|job| matches!(job.slot, Some(Held::Here(_))) && !job.looking)?;
         let to_plan = ToPlan {
             account: job.owner.account,
             started: job.started,
@@ -173,15 +179,20 @@ impl Jobs {
         }
     }
 
-    fn set_due(&self, id: &str, due: Instant) {
+    pub(super) fn set_due(&self, id: &str, due: Instant) {
         let Some(mut job) = self.table.get_mut(id) else { return };
+        let moved = job.due.max(due) - job.due.min(due);
         job.due = due;
         // An entry that comes too early finds the later plan; one that comes too late needs another before it.
         let early_enough = job.entry.is_some_and(|entry| entry <= due);
         if !early_enough {
             job.entry = Some(due);
         }
+        let account = job.owner.account;
         drop(job);
+        if moved > TOLD_STEP {
+            self.tell_fleet(account, id);
+        }
         if !early_enough {
             self.schedule(due, Due::Look(id.to_owned()));
         }

@@ -438,6 +438,14 @@ impl Shared {
         (self.id.clone(), self.life.clone())
     }
 
+    /// Whether the slot that we hold for this job is ours for the store too; `None` while that is not known.
+    pub(super) fn has_slot(&self, job: &str) -> Option<bool> {
+        let (number, held) = self.slots.iter().find(|(_, held)| held.entry.job == job)?;
+        let unsaid = self.reports.slots.contains(number) || self.on_the_way.slots.contains(number);
+        let known = self.mode == Mode::Up && !self.must_join && !self.joining && !unsaid;
+        if held.foreign { Some(false) } else { known.then_some(true) }
+    }
+
     /// The client of this name, or the first.
     pub(super) fn client(&self, name: &str) -> usize {
         self.clients.iter().position(|client| client == name).unwrap_or(0)

@@ -1,0 +1,207 @@
+//! The script in a real redis-server, by the server's own clock.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use tokio::time::sleep;
+
+use super::*;
+
+struct Store {
+    child: Child,
+    directory: PathBuf,
+    url: String,
+}
+
+impl Store {
+    async fn start() -> Self {
+        let port =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr()).expect("free").port();
+        let directory = std::env::temp_dir().join(format!("sluicegate-jobs-{port}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let mut command = Command::new("redis-server");
+        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]).arg("--dir").arg(&directory);
+        let child = command.stdout(Stdio::null()).spawn().expect("redis-server is installed");
+        while tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        Self { child, directory, url: format!("redis://127.0.0.1:{port}") }
+    }
+
+    /// One replica; what lives is known for a minute, what has ended for half a second.
+    fn link(&self, me: &str) -> JobsLink {
+        let urls = vec![self.url.clone()];
+        let settings = config::Redis { urls, cluster: false, user: None, password: None, replicas: NonZeroU32::MIN };
+        let second = Duration::from_secs(1);
+        JobsLink {
+            server: Server::new(&settings, second * 5).expect("a URL"),
+            script: Script::new(include_str!("../jobs.lua")),
+            keys: ["jobs", "answers", "live", "ended", "hooks", "lapses", "members"]
+                .map(|part| format!("{{x}}:{part}")),
+            me: me.into(),
+            live: second * 60,
+            ended: second / 2,
+            gone: second * 9,
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.child.kill().expect("ours");
+        self.child.wait().expect("it ends");
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+async fn one(link: &JobsLink, ask: Ask) -> Heard {
+    link.call(&[ask], &[]).await.expect("it answers").remove(0)
+}
+
+async fn put(link: &JobsLink, put: Put, answer: &[u8]) -> Heard {
+    let put = Put { body: (!answer.is_empty()).then_some(2), code: Some(200), age: Some(0), ..put };
+    let bodies: Vec<Bytes> = (!answer.is_empty()).then(|| answer.to_vec().into()).into_iter().collect();
+    link.call(&[Ask::Put(put)], &bodies).await.expect("it answers").remove(0)
+}
+
+fn get(id: &str, v: u64) -> Ask {
+    Ask::Get { id: id.into(), v, idle: false }
+}
+
+fn state(id: &str, status: &str) -> Put {
+    let text = |text: &str| text.to_owned();
+    Put {
+        id: id.into(),
+        account: text("main"),
+        client: text("web"),
+        model: text("m"),
+        status: text(status),
+        ..Put::default()
+    }
+}
+
+fn own(id: &str, status: &str) -> Put {
+    Put { own: true, ..state(id, status) }
+}
+
+fn end(id: &str, how: &str) -> Put {
+    Put { end: Some(how.into()), ..state(id, how) }
+}
+
+#[tokio::test]
+async fn the_owner_keeps_a_job_and_the_first_end_stands() {
+    let store = Store::start().await;
+    let (a, b) = (store.link("a"), store.link("b"));
+    let told = put(&a, own("j", "queued"), b"{\"\xff\":1}").await;
+    assert_eq!((told.v, told.owner.as_deref()), (1, Some("a")));
+    // "a" is no member: as if it had not been heard of for long.
+    let heard = one(&b, get("j", 0)).await;
+    assert_eq!((heard.status.as_str(), heard.client.as_str(), heard.gone), ("queued", "web", true));
+    assert_eq!(heard.answer.as_deref(), Some(&b"{\"\xff\":1}"[..]), "byte for byte");
+    assert!(one(&b, get("j", 1)).await.same);
+    assert_eq!(one(&b, get("k", 0)).await, Heard::default());
+    // A state without an answer keeps what is known; one with the same answer keeps that.
+    put(&a, Put { same: true, ..own("j", "processing") }, b"").await;
+    let heard = one(&b, get("j", 1)).await;
+    assert_eq!((heard.v, heard.status.as_str(), heard.answer.is_some()), (2, "processing", true));
+    let nothing = Put { code: None, age: None, ..own("j", "unknown") };
+    let said = a.call(&[Ask::Put(nothing)], &[]).await.expect("it answers").remove(0);
+    assert_eq!((said.v, one(&b, get("j", 0)).await.status.as_str()), (3, "processing"));
+    put(&b, end("j", "cancelled"), b"").await;
+    let late = put(&a, end("j", "succeeded"), b"{}").await;
+    assert_eq!(late.end.as_deref(), Some("cancelled"));
+    let heard = one(&a, get("j", 0)).await;
+    assert_eq!((heard.end.as_deref(), heard.owner.as_deref(), heard.answer), (Some("cancelled"), Some("a"), None));
+    sleep(Duration::from_millis(600)).await;
+    put(&a, own("other", "queued"), b"{}").await;
+    assert_eq!(one(&a, get("j", 0)).await, Heard::default(), "forgotten in time");
+    assert_eq!(one(&a, get("other", 0)).await.v, 1);
+}
+
+#[tokio::test]
+async fn an_end_may_be_known_before_its_job() {
+    let store = Store::start().await;
+    let (a, b) = (store.link("a"), store.link("b"));
+    put(&b, end("j", "succeeded"), b"{}").await;
+    let told = put(&a, own("j", "queued"), b"{}").await;
+    assert_eq!((told.end.as_deref(), told.owner.as_deref()), (Some("succeeded"), Some("a")));
+}
+
+#[tokio::test]
+async fn answers_together_are_bounded() {
+    let store = Store::start().await;
+    let a = JobsLink { ended: Duration::from_secs(60), ..store.link("a") };
+    let answer = vec![b'x'; LONGEST];
+    let most = usize::try_from(MOST_BYTES).expect("small") / LONGEST;
+    for n in 0..most + 3 {
+        put(&a, end(&format!("j{n}"), "succeeded"), &answer).await;
+        if n == 0 {
+            put(&a, own("live", "queued"), b"{}").await;
+        }
+    }
+    let last = one(&a, get(&format!("j{}", most + 2), 0)).await;
+    assert_eq!(last.answer.map(|answer| answer.len()), Some(LONGEST));
+    assert_eq!(one(&a, get("j0", 0)).await, Heard::default());
+    assert_eq!(one(&a, get("live", 0)).await.v, 1);
+}
+
+#[tokio::test]
+async fn one_at_a_time_delivers_and_once() {
+    let store = Store::start().await;
+    let (a, b) = (store.link("a"), store.link("b"));
+    let claim = |lease| Ask::Claim { message: "msg_1".into(), lease };
+    let tried = |done, lease| Ask::Tried { message: "msg_1".into(), done, lease };
+    let is_ours = |heard: Heard| !heard.done && heard.wait.is_none();
+    assert!(is_ours(one(&a, claim(200)).await));
+    assert!(is_ours(one(&a, claim(200)).await), "it is its own already");
+    let wait = one(&b, claim(200)).await.wait.expect("another's");
+    assert!((1..=200).contains(&wait), "{wait}");
+    sleep(Duration::from_millis(wait + 50)).await;
+    assert!(is_ours(one(&b, claim(60_000)).await), "who has it is gone");
+    assert!(one(&a, claim(200)).await.wait.is_some());
+    one(&b, tried(false, 100)).await;
+    assert!(one(&a, claim(200)).await.wait.is_some(), "it rests until its next attempt");
+    one(&b, tried(true, 0)).await;
+    assert!(one(&a, claim(200)).await.done && one(&b, claim(200)).await.done);
+    one(&a, tried(false, 0)).await;
+    assert!(is_ours(one(&b, claim(200)).await), "replayed");
+}
+
+#[tokio::test]
+async fn a_token_tells_what_is_owed() {
+    let store = Store::start().await;
+    let (a, b) = (store.link("a"), store.link("b"));
+    let hook = Hook { target: "http://app/".into(), completed: true, ..Hook::default() };
+    one(&a, Ask::Owe { token: "t".into(), hook: hook.clone() }).await;
+    let token = |token: &str, job: Option<&str>| Ask::Token { token: token.into(), job: job.map(str::to_owned) };
+    assert_eq!(one(&b, token("t", None)).await.hooks.first(), Some(&hook));
+    assert_eq!(one(&b, token("u", Some("j"))).await, Heard::default());
+    let bound = Hook { job: Some("j".into()), ..hook.clone() };
+    assert_eq!(one(&b, token("t", Some("j"))).await.hooks.first(), Some(&bound));
+    assert_eq!(one(&b, token("t", Some("k"))).await.hooks.first(), Some(&bound), "the first stands");
+    assert_eq!(one(&a, token("t", None)).await.hooks.first(), Some(&bound));
+    put(&a, Put { hooks: vec![hook.clone()], ..own("j", "queued") }, b"{}").await;
+    put(&a, own("j", "processing"), b"{}").await;
+    assert_eq!(one(&b, get("j", 0)).await.hooks, [hook]);
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_comes_in_parts() {
+    let store = Store::start().await;
+    let a = store.link("a");
+    let ids: Vec<String> = (0..20).map(|n| format!("j{n}")).collect();
+    for id in &ids {
+        put(&a, own(id, "queued"), &vec![b'x'; LONGEST]).await;
+    }
+    let mut known = vec![0; ids.len()];
+    for most in [17, 3, 0] {
+        let asks: Vec<Ask> =
+            ids.iter().zip(&known).map(|(id, v)| Ask::Get { id: id.clone(), v: *v, idle: true }).collect();
+        let heard = a.call(&asks, &[]).await.expect("it answers");
+        assert_eq!(heard.iter().filter(|heard| heard.answer.is_some()).count(), most);
+        known = heard.iter().map(|heard| heard.v).collect();
+    }
+    assert!(one(&a, get("j19", 0)).await.answer.is_some(), "who waits is answered");
+}

@@ -1,0 +1,173 @@
+//! Webhooks where replicas share jobs: whoever hears of an end may deliver, and one at a time does.
+//!
+//! What is owed for a job is told with its state, so that whoever takes the job over owes it too; what the upstream will call for is told by
+//! the token in its URL, so that any replica may be called. Each keeps what it owes in its own ledger, and asks before it delivers: a
+//! replica that is gone loses its claim after a while. While the store does not answer, whoever owes delivers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::ledger::outbox::{Message, Owed, Waiting};
+use crate::proxy::App;
+use crate::proxy::jobs::fleet::{Fleet, Fleets};
+use crate::state::redis::jobs::{Ask, Hook, millis};
+
+use super::Webhooks;
+
+/// How long one who delivers has the message for itself: longer than an attempt takes.
+const LEASE: Duration = Duration::from_secs(15);
+/// For who finds it taken: so much later it may be free.
+const A_LITTLE: Duration = Duration::from_millis(100);
+
+/// How often it is asked whether another replica was called about a create of unknown outcome.
+const ASKED_EVERY: Duration = Duration::from_millis(500);
+
+/// Whose a delivery is.
+pub(super) enum Claim {
+    Ours,
+    /// It was made, or given up.
+    Done,
+    /// Another's for so long.
+    Taken(Duration),
+}
+
+/// What the other replicas know of a token.
+pub(super) enum Known {
+    /// This, at the end of this job, if the upstream has named one.
+    Owed(Owed, Option<String>),
+    Nothing,
+    /// Not all could be asked.
+    Unsure,
+}
+
+impl Webhooks {
+    /// From now on these accounts' webhooks are shared.
+    pub(crate) fn share(&self, fleets: Arc<Fleets>) {
+        // Once a process.
+        drop(self.fleets.set(fleets));
+    }
+
+    fn fleet(&self, account: &str) -> Option<&Arc<Fleet>> {
+        self.fleets.get()?.named(account)
+    }
+
+    /// What is owed at this job's end.
+    pub(crate) fn owed_for(&self, job: &str) -> Vec<Hook> {
+        let waiting = self.waiting();
+        waiting.get(job).into_iter().flatten().map(|row| hook(&row.owed)).collect()
+    }
+
+    /// Owes what a replica that is gone owed for this job.
+    pub(crate) async fn take_over(&self, hooks: impl Iterator<Item = &Hook>, job: &str) {
+        for hook in hooks {
+            if self.owed_for(job).iter().any(|known| known.target == hook.target) {
+                continue;
+            }
+            let owed = owed(hook, None);
+            let kept = match self.ledger.owe(owed.clone()).await {
+                Ok(id) => self.ledger.owed_for(id, job.to_owned()).await.map(|_| id),
+                Err(error) => Err(error),
+            };
+            match kept {
+                Ok(id) => self.wait_for(job, Waiting { id, job: Some(job.to_owned()), owed }),
+                Err(error) => tracing::error!(%error, job, "the webhook of a job that was taken over cannot be kept"),
+            }
+        }
+    }
+
+    /// The others may be called with this token. Ready when they can know, or the store does not answer.
+    pub(super) async fn tell_token(&self, owed: &Owed) {
+        if let (Some(token), Some(fleet)) = (&owed.token, self.fleet(&owed.account)) {
+            fleet.ask(Ask::Owe { token: token.clone(), hook: hook(owed) }).await;
+        }
+    }
+
+    /// The create whose URL has this token was answered with this job.
+    pub(super) fn tell_job(&self, owed: &Owed, job: &str) {
+        if let (Some(token), Some(fleet)) = (&owed.token, self.fleet(&owed.account)) {
+            let hook = Hook { job: Some(job.to_owned()), ..hook(owed) };
+            fleet.say(Ask::Owe { token: token.clone(), hook });
+        }
+    }
+
+    /// Nobody knows what became of a create; another replica may be called about it.
+    pub(super) fn await_call(&self, owed: &Owed) {
+        if let Some(fleets) = self.fleets.get().filter(|_| owed.token.is_some()) {
+            fleets.await_call(owed.clone());
+        }
+    }
+
+    /// What another replica owes for this token, with which the upstream may have named this job.
+    pub(super) async fn owed_elsewhere(&self, token: &str, job: Option<&str>) -> Known {
+        let mut unsure = false;
+        let fleets = self.fleets.get().map(|fleets| fleets.all(0)).unwrap_or_default();
+        for (_, fleet) in fleets {
+            match fleet.ask(Ask::Token { token: token.to_owned(), job: job.map(str::to_owned) }).await {
+                Some(heard) => {
+                    if let Some(hook) = heard.hooks.first() {
+                        return Known::Owed(owed(hook, Some(token.to_owned())), hook.job.clone());
+                    }
+                }
+                None => unsure = true,
+            }
+        }
+        if unsure { Known::Unsure } else { Known::Nothing }
+    }
+
+    /// May it be delivered from here, now?
+    pub(super) async fn claim(&self, message: &Message) -> Claim {
+        let Some(fleet) = self.fleet(&message.account) else { return Claim::Ours };
+        match fleet.ask(Ask::Claim { message: message.id.clone(), lease: millis(LEASE) }).await {
+            Some(heard) if heard.done => Claim::Done,
+            Some(heard) => heard.wait.map_or(Claim::Ours, |wait| Claim::Taken(Duration::from_millis(wait) + A_LITTLE)),
+            // Twice is better than never, and receivers can tell.
+            None => Claim::Ours,
+        }
+    }
+
+    /// It was tried; again after this, or never.
+    pub(super) fn tell_tried(&self, message: &Message, again: Option<Duration>) {
+        if let Some(fleet) = self.fleet(&message.account) {
+            let lease = again.map_or(0, |again| millis(again + LEASE));
+            fleet.say(Ask::Tried { message: message.id.clone(), done: again.is_none(), lease });
+        }
+    }
+
+    /// Whoever comes first may deliver it, whether it was delivered or not.
+    pub(super) async fn give_up_claim(&self, message: &Message) {
+        if let Some(fleet) = self.fleet(&message.account) {
+            fleet.ask(Ask::Tried { message: message.id.clone(), done: false, lease: 0 }).await;
+        }
+    }
+}
+
+impl App {
+    /// Waits until another replica was called about a create of unknown outcome, for as long as its slot is held.
+    pub(crate) async fn await_call(self: Arc<Self>, owed: Owed) {
+        let Some(token) = owed.token else { return };
+        let until = Instant::now() + self.jobs.uncertain_for();
+        while Instant::now() < until {
+            tokio::time::sleep(ASKED_EVERY).await;
+            let Known::Owed(_, Some(job)) = self.webhooks.owed_elsewhere(&token, None).await else { continue };
+            if let Ok(Some((row, false))) = self.webhooks.ledger.by_token(token.clone()).await
+                && row.job.is_none()
+                && let Err(error) = self.bind(&row, &job).await
+            {
+                tracing::error!(%error, job, "a restart would not know of this job's webhook");
+            }
+            return;
+        }
+    }
+}
+
+fn hook(owed: &Owed) -> Hook {
+    let Owed { account, client, target, completed, failed, .. } = owed.clone();
+    Hook { account, client, target, completed, failed, job: None }
+}
+
+fn owed(hook: &Hook, token: Option<String>) -> Owed {
+    let Hook { account, client, target, completed, failed, .. } = hook.clone();
+    Owed { number: None, token, account, client, target, completed, failed }
+}
