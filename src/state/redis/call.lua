@@ -413,7 +413,7 @@ local function closed()
     if now < stored('closed') then return stored('closed') - now, 'closed' end
 end
 
-local granted, no_slot, no_place = {}, false, false
+local granted, no_slot, no_place, new_slots = {}, false, false, 0
 local free_slots = q.jobs and (q.jobs - redis.call('HLEN', slots))
 local waiting_slots = before('s', promised.slot)
 local slots_left = free_slots and (free_slots - waiting_slots)
@@ -443,7 +443,7 @@ for i, ask in ipairs(q.asks or {}) do
                 keep('tat', text(tat))
             end
             if wants_slot and q.jobs then
-                slots_left, free_slots = slots_left - 1, free_slots - 1
+                slots_left, free_slots, new_slots = slots_left - 1, free_slots - 1, new_slots + 1
                 local entry = { owner = q.id, fence = 1, job = '', model = '', client = ask[3], account = ask[4] }
                 if price > 0 and q.purse then entry.paid = { amount = ask[5], day = rows[q.id].day, by = q.id } end
                 redis.call('HSET', slots, ask[2], cjson.encode(entry))
@@ -490,7 +490,7 @@ if q.adopt then
             adopt_slot(flat[i], entry)
         end
     end
-    if ours ~= q.adopt then r.odd = true end
+    if ours - new_slots ~= q.adopt then r.odd = true end
     -- Enough to tell of the others should everything be lost.
     local holds, others = {}, {}
     local flat = redis.call('HGETALL', slots)
