@@ -186,6 +186,7 @@ local function put_slot(slot, told)
             lost[#lost + 1] = slot
             return
         end
+        told.paid = told.paid or entry.paid
     else
         local other = slot_of_job(told.job)
         if other and other ~= slot then
@@ -248,7 +249,7 @@ if q.op == 'join' then
         end
     end
     -- Slots of this replica that it does not tell of: an earlier process' under another name, or of an answer that never arrived.
-    local own, own_jobs = {}, {}
+    local own, own_jobs, paid = {}, {}, {}
     for _, told in ipairs(q.slots or {}) do
         own[told.slot] = true
         if told.job ~= '' then own_jobs[told.job] = true end
@@ -258,7 +259,12 @@ if q.op == 'join' then
     for i = 1, #flat, 2 do
         local entry = cjson.decode(flat[i + 1])
         if entry.owner == q.id and not own[flat[i]] then
-            if own_jobs[entry.job] then redis.call('HDEL', slots, flat[i]) else adopt_slot(flat[i], entry) end
+            if own_jobs[entry.job] then
+                redis.call('HDEL', slots, flat[i])
+                paid[entry.job] = entry.paid
+            else
+                adopt_slot(flat[i], entry)
+            end
         end
     end
     -- A cut-off replica's share stays reserved until it is known that this answer has arrived.
@@ -278,7 +284,7 @@ if q.op == 'join' then
     end
     for _, told in ipairs(q.slots or {}) do
         local slot = told.slot
-        told.slot = nil
+        told.slot, told.paid = nil, told.paid or paid[told.job]
         put_slot(slot, told)
     end
     r.joined = true
