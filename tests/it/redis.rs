@@ -272,6 +272,23 @@ async fn slots_of_a_killed_replica_are_taken_over_and_freed_only_at_their_jobs_e
 }
 
 #[tokio::test]
+async fn slots_of_a_killed_replica_are_taken_over_by_one_that_waits_for_them_all_the_time() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::new(jobs_only(Duration::from_secs(3600)), JOBS, 2);
+    let sites = fleet.start(&redis.url()).await;
+    let [killed, other] = <[Arc<Site>; 2]>::try_from(sites).ok().expect("two");
+    let mut jobs = Vec::new();
+    for _ in 0..5 {
+        jobs.push(killed.start_job().await);
+    }
+    drop(killed);
+    let waiting = other.spawn(create());
+    fleet.mock.finish(&jobs[0]);
+    let created = tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("a slot came free");
+    assert_eq!(created.expect("no panic").status, 201);
+}
+
+#[tokio::test]
 async fn a_restarted_replica_finds_its_slots_again() {
     let redis = Redis::start().await;
     let fleet = Fleet::new(jobs_only(Duration::from_secs(3600)), JOBS, 1);

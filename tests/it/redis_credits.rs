@@ -130,15 +130,21 @@ async fn three_replicas_spend_one_budget_and_all_of_it_and_refunds_can_be_spent_
 #[tokio::test]
 async fn what_a_killed_replica_has_reserved_stays_charged_until_its_jobs_are_seen_to_fail() {
     let redis = Redis::start().await;
-    let fleet = fleet(2, Duration::from_secs(9));
-    let sites = fleet.start(&redis.url()).await;
-    let [killed, other] = <[Arc<Site>; 2]>::try_from(sites).ok().expect("two");
+    let fleet = fleet(2, Duration::from_secs(12));
+    let (killed, other) = (fleet.replica_in(Scratch::new(), &redis.url()), fleet.replica(&redis.url()));
+    for site in [&killed, &other] {
+        wait_for(site, "up and free", |shared| shared["state"] == "up" && !shared["waits_for"].is_string()).await;
+    }
     for n in 0..10 {
         let answer = killed.send(if n < 4 { failing() } else { create() }).await;
         assert_eq!(answer.status, 201, "{answer:?}");
     }
     until_used(&other, 10.0).await;
-    // As by `kill -9`: it tells nobody.
+    // As by `kill -9`: it tells nobody. It comes back, and is killed for good.
+    let Site { proxy, scratch, .. } = killed;
+    drop(proxy);
+    let killed = fleet.replica_in(scratch, &redis.url());
+    wait_for(&killed, "up again", |shared| shared["state"] == "up").await;
     drop(killed);
     wait_for(&other, "the jobs are taken over", |_| other.proxy.usage().jobs_live == 10).await;
     assert!((used(&other) - 10.0).abs() < 1e-9, "still charged");

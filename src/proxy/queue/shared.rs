@@ -159,6 +159,8 @@ pub(crate) struct Shared {
     ack: u64,
     /// When the last good call was sent.
     last_good: Instant,
+    /// When to look after what others left, at the latest.
+    adopt_at: Instant,
     next: u64,
     next_slot: u32,
     asking: VecDeque<Asking>,
@@ -214,6 +216,7 @@ impl Shared {
             seq: 0,
             ack: 0,
             last_good: now,
+            adopt_at: now,
             next: 0,
             next_slot: 0,
             asking: VecDeque::new(),
@@ -520,9 +523,11 @@ impl Shared {
             request.more = more || !self.asking.is_empty();
         }
         request.asks = self.in_call.iter().map(|asking| self.ask_for(asking)).collect();
-        // Those that ask for nothing look after what others left.
-        let ours = self.slots.values().filter(|held| !held.foreign).count();
-        request.adopt = self.in_call.is_empty().then_some(ours);
+        // Who asks for nothing looks after what others left; and who asks all the time, as often as it has to call.
+        if self.in_call.is_empty() || now >= self.adopt_at {
+            self.adopt_at = now + self.terms.beat();
+            request.adopt = Some(self.slots.values().filter(|held| !held.foreign).count());
+        }
     }
 
     fn ask_for(&self, asking: &Asking) -> AskFor {

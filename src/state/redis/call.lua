@@ -229,6 +229,7 @@ local function put_slot(slot, told)
             lost[#lost + 1] = slot
             return
         end
+        told.paid = told.paid or entry.paid
     else
         local other = slot_of_job(told.job)
         if other and other ~= slot then
@@ -291,7 +292,7 @@ if q.op == 'join' then
         end
     end
     -- Slots of this replica that it does not tell of: an earlier process' under another name, or of an answer that never arrived.
-    local own, own_jobs = {}, {}
+    local own, own_jobs, paid = {}, {}, {}
     for _, told in ipairs(q.slots or {}) do
         own[told.slot] = true
         if told.job ~= '' then own_jobs[told.job] = true end
@@ -301,7 +302,12 @@ if q.op == 'join' then
     for i = 1, #flat, 2 do
         local entry = cjson.decode(flat[i + 1])
         if entry.owner == q.id and not own[flat[i]] then
-            if own_jobs[entry.job] then redis.call('HDEL', slots, flat[i]) else adopt_slot(flat[i], entry) end
+            if own_jobs[entry.job] then
+                redis.call('HDEL', slots, flat[i])
+                paid[entry.job] = entry.paid
+            else
+                adopt_slot(flat[i], entry)
+            end
         end
     end
     -- A cut-off replica's share stays reserved until it is known that this answer has arrived.
@@ -319,7 +325,7 @@ if q.op == 'join' then
     end
     for _, told in ipairs(q.slots or {}) do
         local slot = told.slot
-        told.slot = nil
+        told.slot, told.paid = nil, told.paid or paid[told.job]
         put_slot(slot, told)
     end
     r.joined = true
@@ -459,7 +465,7 @@ local function closed()
     if now < stored('closed') then return stored('closed') - now, 'closed' end
 end
 
-local granted, no_slot, no_place = {}, false, false
+local granted, no_slot, no_place, new_slots = {}, false, false, 0
 local free_slots = q.jobs and (q.jobs - redis.call('HLEN', slots))
 local waiting_slots = before('s', promised.slot)
 local slots_left = free_slots and (free_slots - waiting_slots)
@@ -489,7 +495,7 @@ for i, ask in ipairs(q.asks or {}) do
                 keep('tat', text(tat))
             end
             if wants_slot and q.jobs then
-                slots_left, free_slots = slots_left - 1, free_slots - 1
+                slots_left, free_slots, new_slots = slots_left - 1, free_slots - 1, new_slots + 1
                 local entry = { owner = q.id, fence = 1, job = '', model = '', client = ask[3], account = ask[4] }
                 if price > 0 and q.purse then entry.paid = { amount = ask[5], day = rows[q.id].day, by = q.id } end
                 redis.call('HSET', slots, ask[2], cjson.encode(entry))
@@ -536,7 +542,7 @@ if q.adopt then
             adopt_slot(flat[i], entry)
         end
     end
-    if ours ~= q.adopt then r.odd = true end
+    if ours - new_slots ~= q.adopt then r.odd = true end
     -- Enough to tell of the others should everything be lost.
     local holds, others = {}, {}
     local flat = redis.call('HGETALL', slots)
