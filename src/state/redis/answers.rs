@@ -211,7 +211,7 @@ impl Answers {
         let mut args: Vec<Vec<u8>> = [op, &self.id, &self.life].map(|text| text.as_bytes().to_vec()).into();
         args.extend([n.to_string(), hex(asked), lease.to_string(), kept_ms.to_string()].map(String::into_bytes));
         if let Some(said) = said {
-            args.extend([said.status.as_str().as_bytes().to_vec(), written(&said.headers).into()]);
+            args.extend([said.status.as_str().as_bytes().to_vec(), written(&said.headers)]);
             args.extend([said.body.to_vec(), u8::from(said.accepted).to_string().into_bytes()]);
         }
         let keys = [format!("{}{key}", self.prefix), self.members.clone()];
