@@ -153,6 +153,7 @@ async fn the_webhook_of_a_killed_replica_s_job_is_not_lost() {
     let fleet = Fleet::new(&redis, OUT);
     let [killed, one, other] = fleet.start().await;
     let id = killed.start(HOOK).await;
+    assert_eq!(books(&killed), [json!(1), json!(0)]);
     let (_, _, scratch) = killed.kill();
     fleet.mock.finish(&id);
     fleet.receivers.wait_for(1).await;
@@ -164,6 +165,9 @@ async fn the_webhook_of_a_killed_replica_s_job_is_not_lost() {
     assert_eq!(answer.json()["status"], "completed", "{answer:?}");
     sleep(Duration::from_secs(1)).await;
     let hits = fleet.receivers.hits();
+    assert_eq!(
+        [&back, &one, &other].map(books),
+        [[json!(1), json!(0)], [Value::Null, Value::Null], [Value::Null, Value::Null]]
+    );
     assert!(hits.len() <= 2 && hits.iter().all(|hit| hit.id() == hits[0].id()), "{hits:?}");
-    drop(other);
 }

@@ -12,7 +12,7 @@ use crate::proxy::queue::Slot;
 use crate::state::redis::jobs::{Ask, Heard};
 use crate::state::redis::wire::SlotEntry;
 
-use super::super::{Held, Job, Jobs, Owner, Sight, Told};
+use super::super::{Event, Held, Job, Jobs, Owner, Sight, Told};
 use super::{Fleet, Kept};
 
 /// Another replica's job that nobody has asked about for so long is not known here any more.
@@ -105,11 +105,13 @@ impl Jobs {
         if has_slot == Some(false) && matches!(job.slot, Some(Held::Here(_))) {
             tracing::debug!(job = id, "another replica looks at this job now");
             let left = job.slot.replace(Held::Elsewhere);
-            let (model, started) = (Arc::clone(&job.model), job.started);
+            let (model, started, number) = (Arc::clone(&job.model), job.started, job.number);
             // All of it is read next.
             job.kept.get_or_insert_default().version = 0;
             drop(job);
             self.models.ended(&model, account, id, started, None, now);
+            // Who has its slot settles what it cost.
+            self.tell(Event::NoEnd(number));
             // When the table is free again: that may wake others.
             return drop(left);
         }
