@@ -139,6 +139,7 @@ impl Jobs {
             account: job.owner.account,
             started: job.started,
             running: job.running,
+            seen_start: job.seen_start,
             looks: job.looks,
             never_told: job.told.is_none() && job.looks == 0,
             planned: Some(job.due).filter(|due| job.entry.is_some_and(|entry| entry <= *due)),
@@ -159,18 +160,20 @@ impl Jobs {
             .collect();
         let dues: Vec<(Instant, bool)> = self.models.with(model, |times, oldest, others| {
             let decided = jobs.iter().zip(prices).map(|((id, job), price)| {
-                let probe = oldest.is_none_or(|oldest| oldest == *id);
+                let first = oldest.is_none_or(|oldest| oldest == *id);
+                // The probe tells nothing of jobs whose age is not known: they are looked at for themselves.
+                let probe = first || !job.seen_start;
                 let running_at = job.running.saturating_duration_since(job.started);
                 let age = plan::next_look(times, Seen { running_at, looks: job.looks, poll, probe, others }, price);
                 // A job restored without an answer is looked at now: somebody may ask.
                 let at = if job.never_told { now } else { job.started + age };
                 let closest = if job.looks > 0 { poll / CLOSEST } else { Duration::ZERO };
-                (at.min(job.started + self.terms.load().settings.max_age).max(now + closest.max(pause)), probe)
+                (at.min(job.started + self.terms.load().settings.max_age).max(now + closest.max(pause)), first)
             });
             decided.collect()
         });
-        for ((id, job), (due, probe)) in jobs.iter().zip(dues) {
-            if probe {
+        for ((id, job), (due, first)) in jobs.iter().zip(dues) {
+            if first {
                 self.models.probe_at(model, due);
             }
             if job.planned != Some(due) {
@@ -215,6 +218,7 @@ struct ToPlan {
     account: usize,
     started: Instant,
     running: Instant,
+    seen_start: bool,
     looks: u32,
     never_told: bool,
     /// When it is looked at, if something is set to do so in time.
