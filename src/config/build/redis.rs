@@ -8,7 +8,7 @@ use super::accounts::{resolve, trusted};
 use crate::config::reader::{Complaint, Section, text};
 use crate::config::report::Place;
 use crate::config::source::Source;
-use crate::config::{Account, Client, Llm, Redis, State};
+use crate::config::{self, Account, Client, Llm, Redis, State};
 use crate::state::redis;
 
 /// The store counts every attempt by itself.
@@ -118,6 +118,14 @@ pub(super) fn refuse_unshared(root: &Section<'_>, accounts: &[Account], clients:
     let plans = root.named("plans");
     for account in accounts {
         let Some((_, plan)) = plans.iter().find(|(name, _)| *name == account.plan.name) else { continue };
+        let config::Plan { requests, concurrent_jobs, credits_per_day, .. } = &*account.plan;
+        if requests.is_none() && concurrent_jobs.is_none() && credits_per_day.is_none() {
+            let complaint = Complaint::new(
+                "is missing, as are concurrent_jobs and credits_per_day: without a limit nothing is shared, \
+                 Idempotency-Keys included",
+            );
+            plan.complain("requests_per_minute", complaint.help("set one, or use state.store = \"local\""));
+        }
         if account.plan.credits_per_day.is_some() && account.plan.llm == Llm::Unmetered {
             let complaint = Complaint::new("leaves calls out of the window, with which replicas share credits_per_day");
             plan.complain(

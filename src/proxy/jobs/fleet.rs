@@ -305,8 +305,18 @@ impl Jobs {
     pub(super) async fn read_in_fleet(&self, id: &str) -> bool {
         let Some(account) = self.table.get(id).map(|job| job.owner.account) else { return true };
         match self.fleet(account) {
-            Some(fleet) => fleet.read(id).await,
+            Some(fleet) => fleet.read(id).await && !self.is_lost(id),
             None => false,
         }
+    }
+
+    /// Its replica is gone, and the store does not know it any more: only the upstream can tell.
+    fn is_lost(&self, id: &str) -> bool {
+        let now = Instant::now();
+        let lost = |job: &Job| {
+            let known = job.kept.as_ref().and_then(|kept| kept.known);
+            matches!(job.slot, Some(Held::Elsewhere)) && known.is_none_or(|known| now >= known + hear::GRACE)
+        };
+        self.table.get(id).is_some_and(|job| lost(&job))
     }
 }

@@ -3,13 +3,18 @@
 -- KEYS: the key's hash, the account's members (hash, see `call.lua`).
 -- ARGV: what to do, replica, life, number of the create, SHA-256 of its body, lease in us, how long it is kept in ms; then the answer, where there
 -- is one: status, headers, body, 1 if it started a job.
--- States: entered (it waits for its turn), sending (it may have been sent), unknown (nobody will know), said.
+-- States: entered (it waits for its turn), sending (it may have been sent), unknown (nobody will know), said; free (given back, and kept for a
+-- minute against calls of its create that come late).
 local key, members = KEYS[1], KEYS[2]
 local op, id, life, n, asked, lease, kept = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6]), ARGV[7]
 local owner = id .. ' ' .. life .. ' ' .. n
 
 local function get(field) return redis.call('HGET', key, field) end
 local state, holder = get('state'), get('owner')
+if state == 'free' then
+    if holder == owner and (op == 'enter' or op == 'begin') then return { 'runs' } end
+    state = nil
+end
 
 -- For ARGV[7] from now on.
 local function put(to)
@@ -43,12 +48,15 @@ end
 
 if op == 'begin' then
     -- Not there any more: all was lost, and whoever had an answer has told it again since.
-    if not state or holder == owner then return put('sending') end
+    if not state or (holder == owner and (state == 'entered' or state == 'sending')) then return put('sending') end
     return { 'runs' }
 end
 
 if op == 'forget' then
-    if holder == owner and state ~= 'said' then redis.call('DEL', key) end
+    if not state or (holder == owner and state ~= 'said') then
+        put('free')
+        redis.call('PEXPIRE', key, 60000)
+    end
     return { 'done' }
 end
 

@@ -15,6 +15,7 @@ use http::StatusCode;
 use redis::Script;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{self, Secret};
@@ -165,9 +166,12 @@ impl Answers {
                     && let Some(last) = keys.last()
                 {
                     next = last.number + 1;
-                    for kept in keys {
-                        self.tell_again(account, kept).await;
-                    }
+                    // A page together: the hold is to be longer than all of them take.
+                    let tell = |kept| {
+                        let (answers, account) = (Arc::clone(&self), account.clone());
+                        async move { answers.tell_again(&account, kept).await }
+                    };
+                    keys.into_iter().map(tell).collect::<JoinSet<()>>().join_all().await;
                 }
             }
         }

@@ -375,7 +375,8 @@ if q.purse then
     rows[q.id] = { day = q.purse.of, amount = tonumber(q.purse.spent), mark = '', was = mine and mine.was }
     for id, told in pairs(q.purse.others or {}) do
         local row, amount = rows[id], tonumber(told[2])
-        if id ~= q.id and (not row or (row.mark ~= '' and amount > row.amount)) then
+        local more = row and (told[1] > row.day or (told[1] == row.day and amount > row.amount))
+        if id ~= q.id and (not row or (row.mark ~= '' and more)) then
             rows[id] = { day = told[1], amount = amount, mark = told[3] and '~' or '?', was = row and row.was }
         end
     end

@@ -39,7 +39,8 @@ end
 local function keep_answer(id, job, body)
     bytes = bytes - job.size
     job.size = 0
-    if not body then
+    -- Only ended jobs make room by being forgotten.
+    if not body or (not job['end'] and bytes + #body > q.bytes) then
         redis.call('HDEL', answers, id)
         return
     end

@@ -18,7 +18,7 @@ use super::{Fleet, Kept};
 /// Another replica's job that nobody has asked about for so long is not known here any more.
 const FOLLOWED_FOR: Duration = Duration::from_secs(60);
 /// So long after it was read there, a job that the store does not have is still what it was.
-const GRACE: Duration = Duration::from_secs(2);
+pub(super) const GRACE: Duration = Duration::from_secs(2);
 /// Of a client that is not in the configuration: nobody's.
 const NOBODY: usize = usize::MAX;
 
