@@ -66,7 +66,7 @@ pub(crate) struct Metrics {
     pub(crate) reload: reload::Metrics,
     /// By class (the last: unclassified) and status class.
     requests: [[Counter; 5]; 5],
-    /// By place in `CODES`.
+    /// By place in `CODES`, which has all of them (a test of `explain` looks).
     rejections: [Counter; CODES.len()],
     queue_wait: [Histogram; 4],
     duration: [Histogram; 4],

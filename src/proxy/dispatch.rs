@@ -19,7 +19,7 @@ use super::classify::Call;
 use super::create::Outcome;
 use super::finish::Record;
 use super::jobs::{self, Charge, Owner, Told};
-use super::queue::{Ask, Class, Turn};
+use super::queue::{Ask, Class, Permit, Turn};
 use super::rejection::Rejection;
 use super::retry::{Reply, Sending, Unanswered};
 use super::{App, Worker};
@@ -171,7 +171,10 @@ impl Outgoing {
             .map_err(unsent)?;
         if let Some(claim) = &self.claim {
             // Boxed: few calls have one, and all would pay for its place.
-            Box::pin(begin(claim, queued)).await.map_err(unsent)?;
+            Box::pin(begin(claim, &permit, queued)).await.map_err(unsent)?;
+            if caller.is_some_and(watch::Sender::is_closed) {
+                return Err(Rejection::BadRequest("the caller left").into());
+            }
         }
         let mut pending = match slot {
             // A create that the ledger cannot keep is not sent. The ledger has told the log why.
@@ -242,11 +245,14 @@ fn unsent(rejection: Rejection, queued: Duration) -> Refusal {
     Refusal { spent: Spent { queued, ..Spent::default() }, ..rejection.into() }
 }
 
-/// No other replica sends a create with this key from now on.
-async fn begin(claim: &Claim, waited: Duration) -> Result<(), Rejection> {
-    match claim.begin().await {
-        Ok(true) => Ok(()),
-        _ => Err(Rejection::QueueTimeout { waited, retry_in: claim.poll() }),
+/// No other replica sends a create with this key from now on. The store is asked for as long as the permit is good.
+async fn begin(claim: &Claim, permit: &Permit, waited: Duration) -> Result<(), Rejection> {
+    loop {
+        match claim.begin().await {
+            Ok(true) => return Ok(()),
+            Err(_) if !permit.is_stale() => tokio::time::sleep(claim.poll()).await,
+            Ok(false) | Err(_) => return Err(Rejection::QueueTimeout { waited, retry_in: claim.poll() }),
+        }
     }
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .iter()
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
         .map(<[u8]>::trim_ascii)
-        // Names of no field that could go on, and mostly all there is.
+        // Mostly all there is: `close` is no field's name, `keep-alive` goes anyway.
         .filter(|name| !matches!(*name, b"keep-alive" | b"close"))
         .filter_map(|name| HeaderName::from_bytes(name).ok())
         .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::config::RouteAuth;
 
 use super::dispatch::{Outgoing, Passed, Refusal};
+use super::headers::strip_hop_by_hop;
 use super::retry::{Reply, ReplyBody};
 use super::{App, Worker};
 
@@ -45,6 +46,8 @@ struct Answer {
 
 /// Sends the poll, or waits for the answer to the same one.
 pub(crate) async fn poll(worker: &Worker, mut outgoing: Box<Outgoing>) -> Result<Passed, Refusal> {
+    // What is not sent tells polls apart neither.
+    strip_hop_by_hop(&mut outgoing.head.headers);
     let Some(key) = Key::of(&outgoing) else { return outgoing.dispatch(worker, None, None).await };
     let (begun, max_wait) = (Instant::now(), outgoing.max_wait);
     loop {

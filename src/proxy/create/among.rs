@@ -28,7 +28,7 @@ pub(super) async fn run(
 ) -> Created {
     let app = &worker.app;
     let asked = outgoing.keyed.as_ref().map(|keyed| keyed.asked).unwrap_or_default();
-    let max_wait = outgoing.max_wait;
+    let (begun, max_wait) = (Instant::now(), outgoing.max_wait);
     let claim = Arc::new(answers.claim(app.names(key), &key.name, asked));
     match other_s(app, &claim, caller, max_wait).await {
         Ok(None) => {}
@@ -36,11 +36,12 @@ pub(super) async fn run(
         Err(refusal) => return Created::refused(refusal),
     }
     outgoing.claim = Some(Arc::clone(&claim));
+    outgoing.max_wait = max_wait.saturating_sub(begun.elapsed());
     let created = run_create(worker, outgoing, caller).await;
     if claim.is_taken() {
         // This replica was not heard of for so long that another went on with the key. Nothing was sent here.
         let again = answers.claim(app.names(key), &key.name, asked);
-        return match other_s(app, &again, caller, max_wait).await {
+        return match other_s(app, &again, caller, max_wait.saturating_sub(begun.elapsed())).await {
             Ok(Some(others)) => others,
             // Nor did the other one send anything: the caller may try again.
             Ok(None) => created,
