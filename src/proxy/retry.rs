@@ -179,14 +179,7 @@ impl Sending<'_> {
             account.counters.retry(outcome);
             // From here on it is rare, and boxed: every request's future would be larger by it.
             let kept = Box::pin(keep(result)).await;
-            let ask = Ask {
-                client: self.client,
-                class: self.call.class,
-                slot: false,
-                again: Some(seq),
-                price: Amount::ZERO,
-                deadline,
-            };
+            let ask = self.ask_again(seq, deadline);
             let again = async {
                 match next {
                     Next::After(wait) => tokio::time::sleep(wait).await,
@@ -211,6 +204,12 @@ impl Sending<'_> {
             permit = turn.permit;
         }
         Err(Unanswered { rejection: Rejection::Internal, attempts: 0, upstream: begun.elapsed() })
+    }
+
+    /// For one more turn, in the old place. What the call costs is reserved already.
+    fn ask_again(&self, seq: u64, deadline: Instant) -> Ask {
+        let (client, class) = (self.client, self.call.class);
+        Ask { client, class, slot: false, again: Some(seq), price: Amount::ZERO, deadline }
     }
 
     /// A reload may have brought another key while the call waited.
@@ -248,14 +247,7 @@ impl Sending<'_> {
         if !metered {
             return Ok(queue.unmetered(self.client).permit);
         }
-        let ask = Ask {
-            client: self.client,
-            class: self.call.class,
-            slot: false,
-            again: Some(seq),
-            price: Amount::ZERO,
-            deadline,
-        };
+        let ask = self.ask_again(seq, deadline);
         tokio::select! {
             turn = queue.turn(ask) => turn.map(|turn| turn.permit).map_err(|_| kept),
             () = gone(self.caller) => Err(kept),
@@ -272,14 +264,7 @@ impl Sending<'_> {
     ) -> Result<Permit, Rejection> {
         let app = &self.worker.app;
         let queue = &app.account(self.account).queue;
-        let ask = Ask {
-            client: self.client,
-            class: self.call.class,
-            slot: false,
-            again: Some(seq),
-            price: Amount::ZERO,
-            deadline,
-        };
+        let ask = self.ask_again(seq, deadline);
         let turn = async {
             self.worker.upstream.reachable(!self.call.repeatable, deadline).await?;
             if !metered {
