@@ -20,6 +20,10 @@ pub(crate) mod server;
 /// What calls say and hear.
 pub(crate) mod wire;
 
+/// A server for tests.
+#[cfg(test)]
+mod store;
+
 /// Idempotency keys, and their answers.
 pub(crate) mod answers;
 

@@ -32,6 +32,25 @@ async fn free(site: &Site) {
     wait_for(site, "up and free", |shared| shared["state"] == "up" && !shared["waits_for"].is_string()).await;
 }
 
+/// Two replicas; one of them can be cut off from the store.
+struct Pair {
+    _redis: Redis,
+    relay: Relay,
+    fleet: Fleet,
+    silent: Site,
+    other: Site,
+}
+
+async fn pair() -> Pair {
+    let redis = Redis::start().await;
+    let relay = Relay::to(redis.address()).await;
+    let fleet = fleet(2);
+    let (silent, other) = (fleet.replica(&relay.url()), fleet.replica(&redis.url()));
+    free(&silent).await;
+    free(&other).await;
+    Pair { _redis: redis, relay, fleet, silent, other }
+}
+
 #[tokio::test]
 async fn one_key_fired_at_three_replicas_is_one_create_and_three_equal_answers() {
     let redis = Redis::start().await;
@@ -76,12 +95,7 @@ async fn a_refused_create_leaves_its_key_to_the_next() {
 
 #[tokio::test]
 async fn a_create_whose_replica_falls_silent_is_never_sent_a_second_time() {
-    let redis = Redis::start().await;
-    let relay = Relay::to(redis.address()).await;
-    let fleet = fleet(2);
-    let (silent, other) = (fleet.replica(&relay.url()), fleet.replica(&redis.url()));
-    free(&silent).await;
-    free(&other).await;
+    let Pair { _redis, relay, fleet, silent, other } = pair().await;
     let late = Fault::SlowHead { delay: Duration::from_secs(8) };
     fleet.mock.fault_next("POST", "/v1/predictions", late);
     let sent = silent.spawn(keyed("order-1"));
@@ -110,12 +124,7 @@ async fn a_create_whose_replica_falls_silent_is_never_sent_a_second_time() {
 
 #[tokio::test]
 async fn a_create_that_only_waited_is_taken_over_and_not_sent_by_both() {
-    let redis = Redis::start().await;
-    let relay = Relay::to(redis.address()).await;
-    let fleet = fleet(2);
-    let (silent, other) = (fleet.replica(&relay.url()), fleet.replica(&redis.url()));
-    free(&silent).await;
-    free(&other).await;
+    let Pair { _redis, relay, fleet, silent, other } = pair().await;
     let jobs = [other.start_job().await, other.start_job().await];
     let waits = silent.spawn(keyed("order-1"));
     while silent.proxy.usage().waiting == 0 {

@@ -354,3 +354,46 @@ fn hex(bytes: &[u8]) -> String {
         hex
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::state::redis::store::Store;
+
+    use super::*;
+
+    /// What the script answers to replica `of` about the create `n`.
+    async fn said(server: &Server, of: &str, n: u32, op: &str, answer: &[&str]) -> String {
+        let keys = ["{x}:answer:k".to_owned(), "{x}:members".to_owned()];
+        let n = n.to_string();
+        let mut args = vec![op, of, "life", &n, "body", "1000000", "60000"];
+        args.extend(answer);
+        let words: Vec<String> =
+            server.run(&Script::new(include_str!("answers.lua")), &keys, args).await.expect("it answers");
+        words.join(" ")
+    }
+
+    #[tokio::test]
+    async fn what_was_given_back_is_not_taken_by_a_call_that_comes_late() {
+        let store = Store::start().await;
+        let server = store.server();
+        // It was given up before it came.
+        assert_eq!(said(&server, "a", 1, "forget", &[]).await, "done");
+        assert_eq!(said(&server, "a", 1, "enter", &[]).await, "runs");
+        assert_eq!(said(&server, "a", 1, "begin", &[]).await, "runs");
+        assert_eq!(said(&server, "b", 1, "enter", &[]).await, "yours");
+        assert_eq!(said(&server, "b", 1, "forget", &[]).await, "done");
+        assert_eq!(said(&server, "a", 2, "enter", &[]).await, "yours", "another create of the same replica");
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_not_put_away_by_a_call_that_comes_late() {
+        let store = Store::start().await;
+        let server = store.server();
+        assert_eq!(said(&server, "a", 1, "enter", &[]).await, "yours");
+        assert_eq!(said(&server, "a", 1, "begin", &[]).await, "yours");
+        assert_eq!(said(&server, "a", 1, "begin", &[]).await, "yours", "asked again, as its answer was lost");
+        assert_eq!(said(&server, "a", 1, "said", &["201", "", "{}", "1"]).await, "done");
+        assert_eq!(said(&server, "a", 1, "begin", &[]).await, "runs");
+        assert_eq!(said(&server, "b", 1, "enter", &[]).await, "said 201  {} 1");
+    }
+}

@@ -1,42 +1,17 @@
 //! The script in a real redis-server, by the server's own clock.
 
-use std::net::{Ipv4Addr, TcpListener};
-use std::num::NonZeroU32;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-
 use tokio::time::sleep;
+
+use crate::state::redis::store::Store;
 
 use super::*;
 
-struct Store {
-    child: Child,
-    directory: PathBuf,
-    url: String,
-}
-
 impl Store {
-    async fn start() -> Self {
-        let port =
-            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|socket| socket.local_addr()).expect("free").port();
-        let directory = std::env::temp_dir().join(format!("sluicegate-jobs-{port}-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).expect("a directory");
-        let mut command = Command::new("redis-server");
-        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]).arg("--dir").arg(&directory);
-        let child = command.stdout(Stdio::null()).spawn().expect("redis-server is installed");
-        while tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err() {
-            sleep(Duration::from_millis(10)).await;
-        }
-        Self { child, directory, url: format!("redis://127.0.0.1:{port}") }
-    }
-
     /// One replica; what lives is known for a minute, what has ended for half a second.
     fn link(&self, me: &str) -> JobsLink {
-        let urls = vec![self.url.clone()];
-        let settings = config::Redis { urls, cluster: false, user: None, password: None, replicas: NonZeroU32::MIN };
         let second = Duration::from_secs(1);
         JobsLink {
-            server: Server::new(&settings, second * 5).expect("a URL"),
+            server: self.server(),
             script: Script::new(include_str!("../jobs.lua")),
             keys: ["jobs", "answers", "live", "ended", "hooks", "lapses", "members"]
                 .map(|part| format!("{{x}}:{part}")),
@@ -45,14 +20,6 @@ impl Store {
             ended: second / 2,
             gone: second * 9,
         }
-    }
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        self.child.kill().expect("ours");
-        self.child.wait().expect("it ends");
-        let _ = std::fs::remove_dir_all(&self.directory);
     }
 }
 
