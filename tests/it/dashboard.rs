@@ -13,9 +13,6 @@ use crate::support::{KEY, Live, Setup, create_with, get, poll};
 /// Without a browser: who may listen.
 mod events;
 
-/// For the documentation.
-mod pictures;
-
 /// Text of all elements that a selector finds, as a list.
 fn texts(selector: &str) -> String {
     format!("[...document.querySelectorAll('{selector}')].map(found => found.innerText.trim())")
