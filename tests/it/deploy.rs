@@ -8,10 +8,10 @@ use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::program::{Ended, Place, ended};
+use crate::support::patience::PATIENCE;
+use crate::support::program::{Ended, PROGRAM, Place, ended};
 use crate::tools::{python, tool};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_sluicegate");
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 fn root() -> &'static Path {
@@ -43,11 +43,9 @@ async fn with_input(mut command: Command, input: &str) -> Ended {
     let input = input.to_owned();
     // It may end before it has read everything.
     let write = tokio::spawn(async move { drop(stdin.write_all(input.as_bytes()).await) });
-    let output = tokio::time::timeout(crate::program::PATIENCE * 2, child.wait_with_output()).await.expect("ends");
+    let output = tokio::time::timeout(PATIENCE * 2, child.wait_with_output()).await.expect("ends");
     write.await.expect("no panic");
-    let output = output.expect("waited for");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ended { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
+    output.expect("waited for").into()
 }
 
 async fn checked(manifests: &str) -> Ended {

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::program::{Ended, KEY, Place, ended};
+use crate::support::program::{Ended, KEY, PROGRAM, Place, ended};
 use crate::tools::tool;
 
 fn root() -> &'static Path {
@@ -47,7 +47,7 @@ async fn run_script(name: &str, script: &str) -> String {
     // Helm and kubectl are found there.
     let tools = tool("kubectl", &[]).await.as_std().get_program().to_owned();
     let tools = Path::new(&tools).parent().expect("a directory").display().to_string();
-    let ours = Path::new(env!("CARGO_BIN_EXE_sluicegate")).parent().expect("a directory").display().to_string();
+    let ours = Path::new(PROGRAM).parent().expect("a directory").display().to_string();
     let mut command = place.command("unshare", &["--net", "--pid", "--fork", "--kill-child", "--mount-proc"]);
     if !rustix::process::geteuid().is_root() {
         // Whoever may not make a network of their own may where they are root of nothing else.

@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 use tokio_rustls::TlsAcceptor;
 
-use crate::program::{Ended, KEY, Place, Running, ended, free_port, mock};
+use crate::support::program::{Ended, KEY, Place, Running, ended, free_port, mock};
 
 /// What it found, by its JSON.
 struct Told {

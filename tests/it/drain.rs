@@ -8,8 +8,8 @@ use sluicegate::mock::{Fault, Options, RunTime};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::cli::{Running, Scratch, mock};
 use crate::support::client::{self, Answer};
+use crate::support::program::{Place, Running, mock, run_by};
 use crate::support::{Setup, create, get};
 
 /// Callers that keep creating while the signal comes.
@@ -94,11 +94,11 @@ fn events(answer: &Answer) -> usize {
 #[tokio::test]
 async fn sigterm_under_load_loses_nothing() {
     let streams: u32 = std::env::var("SLUICEGATE_STREAMS").ok().and_then(|text| text.parse().ok()).unwrap_or(12);
-    let scratch = Scratch::new();
+    let place = Place::new();
     let upstream = mock(unlimited()).await;
     let config = "[accounts.main]\nplan = \"main\"\nkey = { env = \"CORE_API_KEY\" }\n[plans.main]\nconcurrent_jobs = 1000000\n[log]\nlevel = \"warn\"\n";
-    std::fs::write(scratch.path("proxy.toml"), config).expect("written");
-    let mut proxy = Running::start(&mut scratch.proxy(&upstream, &["run", "--config", "proxy.toml"]));
+    place.write("proxy.toml", config);
+    let mut proxy = Running::start(&mut place.proxy(&upstream, &["run", "--config", "proxy.toml"]));
     let address = proxy.ready().await;
     // They end 1 to 3 s after the signal, each at its own time.
     let mut streaming = JoinSet::new();
@@ -163,15 +163,11 @@ while b'sluicegate ready' not in said:
 os.close(terminal)
 print('ended', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 ";
-    let scratch = Scratch::new();
+    let place = Place::new();
     let upstream = mock(unlimited()).await;
-    let proxy = scratch.proxy(&upstream, &["run"]);
-    let proxy = proxy.as_std();
+    let proxy = place.proxy(&upstream, &["run"]);
     let mut python = tokio::process::Command::new("python3");
-    python.args(["-c", SCRIPT]).arg(proxy.get_program()).args(proxy.get_args()).env_clear();
-    python.envs(proxy.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    python.current_dir(proxy.get_current_dir().expect("set")).stdout(std::process::Stdio::piped());
-    python.stderr(std::process::Stdio::piped()).kill_on_drop(true);
+    run_by(python.args(["-c", SCRIPT]), &proxy);
     let mut python = Running::start(&mut python);
     assert_eq!(python.line("ended ").await, "0", "{}", python.stderr().await);
 }

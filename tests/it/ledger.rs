@@ -3,9 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,21 +13,19 @@ use http::{Method, Request, StatusCode};
 use http_body_util::Full;
 use serde_json::{Value, json};
 use sluicegate::mock::{Mock, Options, RunTime};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, Command};
+use tokio::net::TcpStream;
+use tokio::process::Command;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::support::client::{self, Answer, With, get};
-use crate::support::config::Scratch;
-use crate::support::{KEY, WEBHOOK_SECRET, create, create_with, poll};
+use crate::support::patience::{PATIENCE, until};
+use crate::support::program::{Ended, Place, Running, ended, mock, run_by};
+use crate::support::{WEBHOOK_SECRET, create, create_with, poll};
 
 /// Everything at once.
 mod killed;
 
-/// Nothing that is waited for takes this long unless it never comes.
-const PATIENCE: Duration = Duration::from_secs(60);
 const JOBS: u32 = 6;
 /// More than there are slots, so that some wait at any moment.
 const CALLERS: usize = 10;
@@ -56,7 +52,7 @@ async fn killed_at_any_point_no_job_is_lost_and_no_create_is_sent_twice() {
 /// One run of creates, killed at a moment that `point` chooses.
 async fn kill_at(point: u64) {
     let mut chance = Rng::with_seed(point);
-    let place = Place::new();
+    let place = Home::new();
     let mock = Arc::new(place.mock(chance.u64(0..20)).await);
     let mut program = place.start(&mock).await;
     let work = Arc::new(Work::default());
@@ -66,7 +62,7 @@ async fn kill_at(point: u64) {
         callers.spawn(Arc::clone(&work).call(caller, rng, program.data, Arc::clone(&mock)));
     }
     sleep(Duration::from_millis(chance.u64(20..400))).await;
-    program.child.kill().await.expect("killed");
+    program.running.kill().await;
     while let Some(caller) = callers.join_next().await {
         caller.expect("no caller panics");
     }
@@ -176,30 +172,29 @@ impl Work {
 
 #[tokio::test]
 async fn a_damaged_ledger_is_refused_with_the_way_out_and_left_as_it_is() {
-    let place = Place::new();
+    let place = Home::new();
     let mock = place.mock(0).await;
-    place.start(&mock).await.child.kill().await.expect("killed");
+    place.start(&mock).await.running.kill().await;
     // With the write-ahead log, nothing would be lost yet.
     fs::remove_file(place.ledger().with_file_name("ledger.sqlite-wal")).expect("there");
     fs::write(place.ledger(), "not a ledger at all".repeat(400)).expect("written");
-    let output = timeout(PATIENCE, place.command("", &mock).output()).await.expect("ends").expect("runs");
-    let text = String::from_utf8(output.stderr).expect("text");
-    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{text}");
+    let Ended { code, out, err: text } = ended(&mut place.command("", &mock)).await;
+    assert_eq!((code, out.as_str()), (Some(1), ""), "{text}");
     for part in ["ledger.sqlite is damaged", "mv ", "Lost then: which jobs are live"] {
         assert!(text.contains(part), "{text}");
     }
     let way_out = text.split("without it (").nth(1).and_then(|rest| rest.split(')').next()).expect("commands");
     let moved = Command::new("sh").args(["-c", way_out]).status().await.expect("a shell");
     assert!(moved.success(), "{way_out}");
-    place.start(&mock).await.child.kill().await.expect("killed");
+    place.start(&mock).await.running.kill().await;
 }
 
 #[tokio::test]
 async fn a_full_disk_refuses_creates_and_nothing_else() {
-    let place = Place::new();
+    let place = Home::new();
     let mock = place.mock(0).await;
     // Files end at 200 blocks of 512 bytes: the write-ahead log is there after some creates.
-    let program = place.start_after("trap '' XFSZ; ulimit -f 200; ", &mock).await;
+    let mut program = place.start_after("trap '' XFSZ; ulimit -f 200; ", &mock).await;
     let refused = timeout(PATIENCE, async {
         loop {
             let answer = program.send(create()).await.expect("an answer");
@@ -222,10 +217,8 @@ async fn a_full_disk_refuses_creates_and_nothing_else() {
     let metrics = String::from_utf8(metrics.body.to_vec()).expect("text");
     let failures = metrics.lines().find_map(|line| line.strip_prefix("sluicegate_ledger_failures_total "));
     assert!(failures.and_then(|count| count.parse::<u64>().ok()) >= Some(2), "{metrics}");
-    let Program { mut child, .. } = program;
-    child.start_kill().expect("killed");
-    let mut log = String::new();
-    child.stderr.take().expect("piped").read_to_string(&mut log).await.expect("text");
+    program.running.kill().await;
+    let log = program.running.stderr().await;
     // Once a bad spell: a small write may still fit in between.
     let (bad, good) = ("the ledger cannot be used", "the ledger can be written again");
     let (bad, good) = (log.matches(bad).count(), log.matches(good).count());
@@ -233,63 +226,47 @@ async fn a_full_disk_refuses_creates_and_nothing_else() {
 }
 
 /// A directory with a configuration and state.
-struct Place(Scratch);
+struct Home(Place);
 
-impl Place {
+impl Home {
     fn new() -> Self {
         Self::with("")
     }
 
     /// With more tables.
     fn with(toml: &str) -> Self {
-        let scratch = Scratch::new();
+        let place = Place::new();
         let text = format!(
-            "account = \"main\"\n[accounts.main]\nplan = \"main\"\nkey = {{ env = \"KEY\" }}\n\
+            "account = \"main\"\n[accounts.main]\nplan = \"main\"\nkey = {{ env = \"CORE_API_KEY\" }}\n\
              [plans.main]\nconcurrent_jobs = {JOBS}\n\
-             [jobs]\nuncertain = \"1s\"\n[state]\npath = \"state\"\n[server]\nthreads = 2\nlisten = \"127.0.0.1:0\"\n{toml}"
+             [jobs]\nuncertain = \"1s\"\n[state]\npath = \"state\"\n[server]\nthreads = 2\n{toml}"
         );
-        let path = scratch.0.join("proxy.toml");
-        fs::write(&path, text).expect("written");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("ours");
-        Self(scratch)
+        place.write("proxy.toml", &text);
+        Self(place)
     }
 
     async fn mock(&self, answer_delay_ms: u64) -> Mock {
-        let options = Options {
+        mock(Options {
             requests: None,
             concurrent_jobs: Some(JOBS),
             run_time: RunTime::Fixed(Duration::from_secs(3600)),
-            keys: vec![KEY.to_owned()],
             answer_delay: Duration::from_millis(answer_delay_ms),
             ..Options::default()
-        };
-        Mock::start(options, "127.0.0.1:0".parse().expect("an address")).await.expect("a free port")
+        })
+        .await
     }
 
     fn ledger(&self) -> PathBuf {
-        self.0.0.join("state/ledger.sqlite")
+        self.0.join("state/ledger.sqlite")
     }
 
     /// The program, after some words to the shell.
     fn command(&self, before: &str, mock: &Mock) -> Command {
-        let mut command = Command::new("/bin/sh");
-        command
-            .arg("-c")
-            .arg(format!(
-                "{before}exec {} --config proxy.toml --upstream {}",
-                env!("CARGO_BIN_EXE_sluicegate"),
-                mock.url()
-            ))
-            .current_dir(&self.0.0)
-            .env_clear()
-            .env("KEY", KEY)
-            .env("WEBHOOK_SECRET", WEBHOOK_SECRET)
-            .env("SLUICEGATE_ADMIN_LISTEN", "127.0.0.1:0")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        command
+        let mut proxy = self.0.proxy(mock, &["--config", "proxy.toml"]);
+        proxy.env("WEBHOOK_SECRET", WEBHOOK_SECRET);
+        let mut shell = Command::new("/bin/sh");
+        run_by(shell.args(["-c", &format!("{before}exec \"$0\" \"$@\"")]), &proxy);
+        shell
     }
 
     async fn start(&self, mock: &Mock) -> Program {
@@ -297,35 +274,13 @@ impl Place {
     }
 
     async fn start_after(&self, before: &str, mock: &Mock) -> Program {
-        loop {
-            match self.try_start(before, mock).await {
-                Ok(program) => return program,
-                // Somebody was faster.
-                Err(text) if text.contains("the admin port cannot listen") => {}
-                Err(text) => panic!("{text}"),
-            }
-        }
-    }
-
-    async fn try_start(&self, before: &str, mock: &Mock) -> Result<Program, String> {
-        let free = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let admin = free.local_addr().expect("an address");
-        drop(free);
-        let mut command = self.command(before, mock);
-        let mut child = command.env("SLUICEGATE_ADMIN_LISTEN", admin.to_string()).spawn().expect("starts");
-        let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
-        let Some(line) = timeout(PATIENCE, lines.next_line()).await.expect("in time").expect("text") else {
-            let mut text = String::new();
-            child.stderr.take().expect("piped").read_to_string(&mut text).await.expect("text");
-            return Err(text);
-        };
-        let data = line.strip_prefix("sluicegate ready on http://").expect("the ready line").parse();
-        Ok(Program { child, data: data.expect("an address"), admin })
+        let (running, data, admin) = Running::with_admin(&mut self.command(before, mock)).await;
+        Program { running, data, admin }
     }
 
     /// Id and state of each create and job. A copy is read: opening the file would tidy it up.
     fn rows(&self) -> Vec<(Option<String>, String)> {
-        let copy = self.0.0.join("copy");
+        let copy = self.0.join("copy");
         fs::create_dir_all(&copy).expect("a directory");
         for name in ["ledger.sqlite", "ledger.sqlite-wal"] {
             let from = self.ledger().with_file_name(name);
@@ -342,7 +297,7 @@ impl Place {
 
 /// The program while it runs.
 struct Program {
-    child: Child,
+    running: Running,
     data: SocketAddr,
     admin: SocketAddr,
 }
@@ -364,15 +319,11 @@ impl Program {
 
     /// Waits until no slot is held any more.
     async fn idle(&self, point: u64) {
-        let until = Instant::now() + PATIENCE;
-        loop {
+        until(format!("free at point {point}"), || async {
             let status = self.admin("/api/v1/status").await;
-            if status["accounts"][0]["jobs"]["live"] == 0 && status["jobs_uncertain"] == 0 {
-                return;
-            }
-            assert!(Instant::now() < until, "point {point}: slots are lost: {status}");
-            sleep(Duration::from_millis(100)).await;
-        }
+            (status["accounts"][0]["jobs"]["live"] == 0 && status["jobs_uncertain"] == 0, status)
+        })
+        .await;
     }
 }
 

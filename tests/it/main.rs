@@ -3,8 +3,6 @@
 
 mod support;
 
-mod program;
-
 mod tools;
 
 mod config;

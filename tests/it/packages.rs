@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::program::{Ended, Place, ended};
+use crate::support::program::{Ended, PROGRAM, Place, ended};
 use crate::tools;
 
 fn root() -> &'static Path {
@@ -130,7 +130,7 @@ async fn shells_take_the_completions() {
 
 /// Packs a release of a program that only passes on what it is asked: what is packed does not depend on its size.
 async fn packed(place: &Place, into: &str) -> PathBuf {
-    let program = place.write("program", &format!("#!/bin/sh\nexec {} \"$@\"\n", env!("CARGO_BIN_EXE_sluicegate")));
+    let program = place.write("program", &format!("#!/bin/sh\nexec {PROGRAM} \"$@\"\n"));
     fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("ours");
     let script = root().join("scripts/dist").display().to_string();
     let mut pack = place.command(&script, &["program", "x86_64-linux", into]);

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use sluicegate::mock::{Options, RunTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -12,10 +12,9 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
 use crate::support::client::With;
+use crate::support::patience::PATIENCE;
+use crate::support::program::{Ended, PROGRAM, Place, ended, send_signal};
 use crate::support::{Live, Setup, create_with, get};
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_sluicegate");
-const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn live() -> Live {
     let setup = Setup {
@@ -38,10 +37,10 @@ fn url(live: &Live) -> String {
 
 /// What a command prints; it must succeed.
 async fn printed(arguments: &[&str]) -> String {
-    let output = Command::new(PROGRAM).args(arguments).env("SLUICEGATE_CONFIG", "/nowhere.toml").output();
-    let output = timeout(PATIENCE, output).await.expect("ends").expect("runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("text")
+    let place = Place::new();
+    let Ended { code, out, err } = ended(place.bare(arguments).env("SLUICEGATE_CONFIG", "/nowhere.toml")).await;
+    assert_eq!(code, Some(0), "{err}");
+    out
 }
 
 #[tokio::test]
@@ -120,8 +119,7 @@ async fn through_a_pipe_pictures_follow_each_other_and_an_interrupt_ends_it_well
     let mut watching = Watching::start(PROGRAM, &["status", "--watch", "--url", &url], true);
     watching.hears("sluicegate 0.1.0 on ", 2).await;
     assert!(!watching.heard.contains('\u{1b}'), "{:?}", watching.heard);
-    let pid = i32::try_from(watching.child.id().expect("runs")).expect("small");
-    kill_process(Pid::from_raw(pid).expect("a process"), Signal::INT).expect("sent");
+    send_signal(&watching.child, Signal::INT);
     assert_eq!(watching.exit_code().await, Some(0));
 
     let mut watching = Watching::start(PROGRAM, &["jobs", "--watch", "--json", "--url", &url], true);

@@ -1,10 +1,7 @@
 //! What systemd is told, and sockets that it hands over.
 
-use std::fs;
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::io::{FdFlags, fcntl_setfd};
@@ -13,7 +10,8 @@ use sluicegate::mock::Options;
 use tokio::net::UnixDatagram;
 use tokio::process::Command;
 
-use crate::cli::{PATIENCE, Running, Scratch, mock, send};
+use crate::support::patience::PATIENCE;
+use crate::support::program::{Place, Running, mock, run_by, send};
 
 const ECHO: &str = "GET /v1/echo HTTP/1.1";
 
@@ -21,8 +19,8 @@ const ECHO: &str = "GET /v1/echo HTTP/1.1";
 struct Manager(UnixDatagram);
 
 impl Manager {
-    fn new(scratch: &Scratch) -> Self {
-        Self(UnixDatagram::bind(scratch.path("notify")).expect("a socket"))
+    fn new(place: &Place) -> Self {
+        Self(UnixDatagram::bind(place.join("notify")).expect("a socket"))
     }
 
     async fn hears(&self) -> Vec<String> {
@@ -43,31 +41,28 @@ impl Manager {
     }
 }
 
-fn write_config(scratch: &Scratch, limit: u32) {
+fn write_config(place: &Place, limit: u32) {
     let text = format!(
         "[accounts.main]\nplan = \"main\"\nkey = {{ env = \"CORE_API_KEY\" }}\n[plans.main]\nrequests_per_minute = {limit}\n[state]\nstore = \"memory\"\n"
     );
-    let aside = scratch.path("aside.toml");
-    fs::write(&aside, text).expect("written");
-    fs::set_permissions(&aside, fs::Permissions::from_mode(0o600)).expect("ours");
-    fs::rename(aside, scratch.path("proxy.toml")).expect("moved");
+    place.write("proxy.toml", &text);
 }
 
 #[tokio::test]
 async fn the_manager_hears_of_start_reload_and_end() {
-    let scratch = Scratch::new();
-    write_config(&scratch, 60);
+    let place = Place::new();
+    write_config(&place, 60);
     let upstream = mock(Options::default()).await;
-    let manager = Manager::new(&scratch);
-    let mut command = scratch.proxy(&upstream, &["run", "--config", "proxy.toml"]);
+    let manager = Manager::new(&place);
+    let mut command = place.proxy(&upstream, &["run", "--config", "proxy.toml"]);
     // Only on the signal: the test says when.
     command.env("SLUICEGATE_SERVER_RELOAD_INTERVAL", "0s");
-    command.env("NOTIFY_SOCKET", scratch.path("notify")).env("WATCHDOG_USEC", "100000");
+    command.env("NOTIFY_SOCKET", place.join("notify")).env("WATCHDOG_USEC", "100000");
     let mut proxy = Running::start(&mut command);
     let ready = manager.hears_of("READY=1").await;
     let address = proxy.ready().await;
     assert!(ready.contains(&format!("STATUS=sluicegate ready on http://{address}")), "{ready:?}");
-    write_config(&scratch, 61);
+    write_config(&place, 61);
     proxy.signal(Signal::HUP);
     let reloading = manager.hears_of("RELOADING=1").await;
     let since = reloading.iter().find_map(|line| line.strip_prefix("MONOTONIC_USEC=")).expect("with the time");
@@ -75,7 +70,7 @@ async fn the_manager_hears_of_start_reload_and_end() {
     let ready = manager.hears_of("READY=1").await;
     assert!(ready.contains(&"STATUS=serving configuration 2".to_owned()), "{ready:?}");
     assert!(send(address, ECHO).await.to_ascii_lowercase().contains("x-ratelimit-limit: 61"));
-    write_config(&scratch, 0);
+    write_config(&place, 0);
     proxy.signal(Signal::HUP);
     manager.hears_of("RELOADING=1").await;
     let ready = manager.hears_of("READY=1").await;
@@ -88,7 +83,6 @@ async fn the_manager_hears_of_start_reload_and_end() {
 
 /// Runs the program with these sockets as its descriptors 3, 4, … as systemd does.
 fn with_sockets(command: &Command, sockets: &[&TcpListener], names: &str) -> Command {
-    let command = command.as_std();
     let descriptors = sockets.iter().zip(3..).map(|(socket, number)| {
         fcntl_setfd(socket, FdFlags::empty()).expect("inherited");
         format!("{number}<&{}", socket.as_raw_fd())
@@ -96,28 +90,26 @@ fn with_sockets(command: &Command, sockets: &[&TcpListener], names: &str) -> Com
     let descriptors: Vec<_> = descriptors.collect();
     let script = format!("LISTEN_PID=$$ LISTEN_FDS={} exec \"$0\" \"$@\" {}", sockets.len(), descriptors.join(" "));
     let mut shell = Command::new("bash");
-    shell.arg("-c").arg(script).arg(command.get_program()).args(command.get_args());
-    shell.current_dir(command.get_current_dir().expect("set")).env_clear().env("LISTEN_FDNAMES", names);
-    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    run_by(shell.arg("-c").arg(script), command);
+    shell.env("LISTEN_FDNAMES", names);
     shell
 }
 
 #[tokio::test]
 async fn sockets_that_are_handed_over_serve_and_outlive_the_process() {
-    let scratch = Scratch::new();
-    write_config(&scratch, 60);
+    let place = Place::new();
+    write_config(&place, 60);
     let upstream = mock(Options::default()).await;
     let (data, admin) =
         (TcpListener::bind("127.0.0.1:0").expect("a port"), TcpListener::bind("127.0.0.1:0").expect("a port"));
     let (address, operator) = (data.local_addr().expect("bound"), admin.local_addr().expect("bound"));
-    let command = scratch.proxy(&upstream, &["run", "--config", "proxy.toml"]);
+    let command = place.proxy(&upstream, &["run", "--config", "proxy.toml"]);
     let mut first = Running::start(&mut with_sockets(&command, &[&data, &admin], "data:admin"));
     assert_eq!(first.ready().await, address);
     assert!(send(address, ECHO).await.starts_with("HTTP/1.1 200 "));
     assert!(send(operator, "GET /readyz HTTP/1.1").await.starts_with("HTTP/1.1 200 "));
     // A reload leaves them alone.
-    write_config(&scratch, 61);
+    write_config(&place, 61);
     first.signal(Signal::HUP);
     let reloaded = || async { send(operator, "GET /api/v1/status HTTP/1.1").await.contains("\"generation\":2") };
     while !reloaded().await {
@@ -140,10 +132,10 @@ async fn sockets_that_are_handed_over_serve_and_outlive_the_process() {
 
 #[tokio::test]
 async fn a_socket_for_everybody_needs_clients_and_every_socket_a_name() {
-    let scratch = Scratch::new();
-    write_config(&scratch, 60);
+    let place = Place::new();
+    write_config(&place, 60);
     let upstream = mock(Options::default()).await;
-    let command = scratch.proxy(&upstream, &["run", "--config", "proxy.toml"]);
+    let command = place.proxy(&upstream, &["run", "--config", "proxy.toml"]);
     let open = TcpListener::bind("0.0.0.0:0").expect("a port");
     let mut refused = Running::start(&mut with_sockets(&command, &[&open], "data"));
     assert_eq!(refused.exit_code().await, Some(2));

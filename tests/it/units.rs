@@ -3,14 +3,14 @@
 use std::fs;
 use std::path::Path;
 
-use crate::program::{Ended, Place, ended};
+use crate::support::program::{Ended, PROGRAM, Place, ended};
 use crate::tools::is_there;
 
 /// The text of a unit, with a program that is here.
 fn unit(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd").join(name);
     let text = fs::read_to_string(path).expect(name);
-    let program = env!("CARGO_BIN_EXE_sluicegate");
+    let program = PROGRAM;
     text.replace("/usr/local/bin/sluicegate ", &format!("{program} "))
         .replace("%h/.cargo/bin/sluicegate ", &format!("{program} "))
 }

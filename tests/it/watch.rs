@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::program::{Ended, Place, ended};
+use crate::support::program::{Ended, Place, ended};
 use crate::tools::python;
 
 const ALERTS: &str = "deploy/prometheus/alerts.yml";

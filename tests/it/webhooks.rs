@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::client::{self, Answer, With, request};
 use crate::support::config::Scratch;
+use crate::support::program::{Ended, Place, ended};
 use crate::support::{FREE, KEY, PIPE_BYTES, WEBHOOK_SECRET, create_with, get, poll, post};
 
 pub const OUT: &str = "[webhooks]\nsecret = { env = \"WEBHOOK_SECRET\" }\nallow = [\"localhost:*\"]";
@@ -783,15 +784,9 @@ impl Live {
     /// Runs `sluicegate webhooks …` against it.
     async fn cli(&self, arguments: &[&str]) -> (i32, String) {
         let admin = self.server.admin.expect("an admin port").to_string();
-        let output = Command::new(env!("CARGO_BIN_EXE_sluicegate"))
-            .args(["webhooks", "--admin", &admin])
-            .args(arguments)
-            .env_clear()
-            .output()
-            .await
-            .expect("it runs");
-        let text = [output.stdout, output.stderr].concat();
-        (output.status.code().expect("a code"), String::from_utf8(text).expect("text"))
+        let place = Place::new();
+        let Ended { code, out, err } = ended(place.bare(&["webhooks", "--admin", &admin]).args(arguments)).await;
+        (code.expect("a code"), out + &err)
     }
 }
 

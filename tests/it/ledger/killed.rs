@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
 
 use super::*;
 
@@ -57,7 +58,7 @@ async fn killed_at_any_point_jobs_slots_credits_and_webhooks_are_exact() {
 async fn everything_killed_at(point: u64) -> Tally {
     let mut chance = Rng::with_seed(point ^ 0xdead);
     let receiver = Receiver::listen(chance.u64(0..15)).await;
-    let place = Place::with(&tables(point));
+    let place = Home::with(&tables(point));
     let mock = Arc::new(imitate(chance.u64(0..10), chance.u64(0..10)).await);
     let mut program = place.start(&mock).await;
     let told: Arc<Mutex<HashMap<String, String>>> = Arc::default();
@@ -67,7 +68,7 @@ async fn everything_killed_at(point: u64) -> Tally {
         callers.spawn(call(format!("{caller}"), rng, program.data, receiver.url.clone(), Arc::clone(&told), u32::MAX));
     }
     sleep(Duration::from_millis(chance.u64(20..600))).await;
-    program.child.kill().await.expect("killed");
+    program.running.kill().await;
     while let Some(caller) = callers.join_next().await {
         caller.expect("no caller panics");
     }
@@ -85,7 +86,7 @@ async fn everything_killed_at(point: u64) -> Tally {
     program.idle(point).await;
     program.owes_nothing(point).await;
     let usage = program.admin("/api/v1/usage").await;
-    program.child.kill().await.expect("killed");
+    program.running.kill().await;
 
     // Jobs: what the file says is what the next process would know.
     let accepted: HashSet<String> = mock.job_ids().into_iter().collect();
@@ -137,16 +138,15 @@ fn tables(point: u64) -> String {
 }
 
 async fn imitate(count_delay_ms: u64, answer_delay_ms: u64) -> Mock {
-    let options = Options {
+    mock(Options {
         requests: None,
         concurrent_jobs: Some(JOBS),
-        keys: vec![KEY.to_owned()],
         count_delay: Duration::from_millis(count_delay_ms),
         answer_delay: Duration::from_millis(answer_delay_ms),
         webhook_secret: Some(WEBHOOK_SECRET.to_owned()),
         ..Options::default()
-    };
-    Mock::start(options, "127.0.0.1:0".parse().expect("an address")).await.expect("a free port")
+    })
+    .await
 }
 
 /// Creates jobs of random length, one in four of which fails, and asks for them now and then; until the proxy is gone or `most` are made.
@@ -176,16 +176,13 @@ async fn call(
 impl Program {
     /// Waits until no webhook is due, or waits for a job that has an id.
     async fn owes_nothing(&self, point: u64) {
-        let until = Instant::now() + PATIENCE;
-        loop {
+        until(format!("even at point {point}"), || async {
             let list = self.admin("/api/v1/webhooks").await;
             let mut rows = list["webhooks"].as_array().expect("a list").iter();
-            if !rows.any(|row| row["state"] == "due" || (row["state"] == "waiting" && !row["job"].is_null())) {
-                return;
-            }
-            assert!(Instant::now() < until, "point {point}: owed for ever: {list}");
-            sleep(Duration::from_millis(50)).await;
-        }
+            let owed = rows.any(|row| row["state"] == "due" || (row["state"] == "waiting" && !row["job"].is_null()));
+            (!owed, list)
+        })
+        .await;
     }
 }
 

@@ -16,8 +16,8 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::program::{KEY, Place, Running};
 use crate::support::client::{With, try_exchange};
+use crate::support::program::{KEY, Place, Running, run_by};
 use crate::support::redis::Redis;
 use crate::support::{Answer, create, get, poll};
 
@@ -191,13 +191,10 @@ impl Fleet {
             .envs(clock(&self.place.join("clock.so"), &place.join("clock")))
             .stderr(Stdio::null());
         if !replica.number.is_multiple_of(2) {
-            let inner = command.as_std();
             let mut outer = Command::new("ip");
-            outer.args(["netns", "exec", "far"]).arg(inner.get_program()).args(inner.get_args()).env_clear();
-            outer.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
-            outer.current_dir(place.path()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+            run_by(outer.args(["netns", "exec", "far"]), &command);
+            outer.stderr(Stdio::null());
             command = outer;
-            command.kill_on_drop(true);
         }
         let mut running = Running::start(&mut command);
         *replica.at.lock().expect("no panic") = Some(running.ready().await);

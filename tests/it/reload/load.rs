@@ -3,8 +3,6 @@
 //!
 //! `SLUICEGATE_RELOADS=100` is the full size: 100 rotations, 100 reloads, 2,000 requests a second.
 
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,8 +16,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::write;
-use crate::cli::{Running, Scratch, send};
+use crate::support::program::{Place, Running, send};
 use crate::support::vault::Vault;
 use crate::support::{create, get, poll};
 
@@ -134,8 +131,8 @@ async fn limit(admin: std::net::SocketAddr) -> Option<u64> {
     status["accounts"][0]["requests"]["limit"].as_u64()
 }
 
-async fn reload(proxy: &Running, admin: std::net::SocketAddr, directory: &Path, (wanted, text): &(usize, String)) {
-    write(&directory.join("proxy.toml"), text);
+async fn reload(proxy: &Running, admin: std::net::SocketAddr, place: &Place, (wanted, text): &(usize, String)) {
+    place.write("proxy.toml", text);
     proxy.signal(Signal::HUP);
     while limit(admin).await != u64::try_from(*wanted).ok() {
         sleep(Duration::from_millis(5)).await;
@@ -170,16 +167,13 @@ async fn no_request_fails_while_keys_rotate_and_plans_change_under_load() {
     let rounds = full.unwrap_or(6);
     let per_second: u64 = if full.is_some() { 2_000 } else { 200 };
     let (vault, url) = upstream("cdt_key_0");
-    let scratch = Scratch::new();
-    write(&scratch.path("key"), "cdt_key_0");
+    let place = Place::new();
+    place.write("key", "cdt_key_0");
     let (tight, wide) = (plan(per_second, TIGHT, JOBS.0), plan(per_second, WIDE, JOBS.1));
-    write(&scratch.path("proxy.toml"), &wide.1);
-    let admin = std::net::TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).expect("a free port");
-    let mut command = scratch.command(&["run", "--config", "proxy.toml"]);
+    place.write("proxy.toml", &wide.1);
+    let mut command = place.bare(&["run", "--config", "proxy.toml"]);
     command.env("SLUICEGATE_UPSTREAM_URL", url).env("SLUICEGATE_SERVER_LISTEN", "127.0.0.1:0");
-    command.env("SLUICEGATE_ADMIN_LISTEN", admin.to_string());
-    let mut proxy = Running::start(&mut command);
-    let to = proxy.ready().await;
+    let (mut proxy, to, admin) = Running::with_admin(&mut command).await;
 
     let tally = Arc::new(Tally::default());
     let mut callers = JoinSet::new();
@@ -195,15 +189,15 @@ async fn no_request_fails_while_keys_rotate_and_plans_change_under_load() {
         vault.add(&new);
         // Either plan may be in force until the reload is over.
         vault.bound(wide.0);
-        write(&scratch.path("key"), &new);
+        place.write("key", &new);
         let plan = if round % 2 == 0 { &wide } else { &tight };
         if round % 3 == 0 {
             // The old key ends before anybody was told: the first 401 tells.
             vault.revoke(&old);
             sleep(Duration::from_millis(50)).await;
-            reload(&proxy, admin, &scratch.path(""), plan).await;
+            reload(&proxy, admin, &place, plan).await;
         } else {
-            reload(&proxy, admin, &scratch.path(""), plan).await;
+            reload(&proxy, admin, &place, plan).await;
             sleep(Duration::from_millis(50)).await;
             vault.revoke(&old);
         }
@@ -244,5 +238,4 @@ async fn no_request_fails_while_keys_rotate_and_plans_change_under_load() {
     assert_eq!(seen.over_bound, 0, "{seen:?}");
     assert_eq!(code, Some(0), "{log}");
     assert!(!log.contains("cdt_key"), "{log}");
-    let _ = fs::remove_dir_all(scratch.path("state"));
 }

@@ -3,25 +3,30 @@
 //! [`Setup::memory`] joins the three by in-memory pipes, for tests with paused time; [`Setup::loopback`] by sockets. The mock counts by
 //! its own clock and is the judge; the client asks for nothing but an answer.
 
-// In reading order: the two sites, the client, the configuration, an upstream without a parser of ours.
-pub mod chrome;
-
+// In reading order: the client, the configuration, the program itself, upstreams, what else stands around.
 pub mod client;
 
 pub mod config;
 
-pub mod raw;
+pub mod program;
 
-pub mod cluster;
-pub mod redis;
-
-pub mod relay;
-
-pub mod recorder;
+pub mod patience;
 
 pub mod upstream;
 
 pub mod vault;
+
+pub mod raw;
+
+pub mod recorder;
+
+pub mod redis;
+
+pub mod cluster;
+
+pub mod relay;
+
+pub mod chrome;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};

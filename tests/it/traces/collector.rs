@@ -23,8 +23,9 @@ use tokio::process::Command;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::program::{KEY, PATIENCE, Place, Running, mock};
 use crate::support::client::{With, exchange};
+use crate::support::patience::PATIENCE;
+use crate::support::program::{KEY, Place, Running, mock};
 use crate::support::{Answer, create, get, poll};
 
 use super::{PARENT, STATE};
@@ -208,9 +209,7 @@ impl Traced {
     async fn log(mut self) -> String {
         self.running.signal(Signal::TERM);
         assert_eq!(self.running.exit_code().await, Some(0));
-        let mut log = String::new();
-        let mut errors = self.running.child.stderr.take().expect("piped");
-        errors.read_to_string(&mut log).await.expect("text");
+        let log = self.running.stderr().await;
         self.mock.shutdown().await;
         drop(self.place);
         log
