@@ -13,9 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::timeout;
 
 use crate::support::config::Scratch;
+use crate::support::patience::until;
 use crate::support::{Live, Setup};
 
 /// Names that lead here, as an attacker's DNS would have it.
@@ -226,16 +227,13 @@ async fn refused(live: &Live, code: &str) -> u64 {
     mine.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
-/// Waits until the data port has refused so many; what does not happen is told after a while.
+/// Waits until the data port has refused so many.
 async fn refused_all(live: &Live, code: &str, expected: u64) -> u64 {
-    let until = Instant::now() + Duration::from_secs(20);
-    loop {
+    until(format!("{expected} times {code}"), || async {
         let now = refused(live, code).await;
-        if now >= expected || Instant::now() > until {
-            return now;
-        }
-        sleep(Duration::from_millis(50)).await;
-    }
+        (now >= expected, now)
+    })
+    .await
 }
 
 fn nothing_came_through(live: &Live, case: &str) {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use sluicegate::mock::{Options, RunTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::sleep;
 
+use crate::support::patience::until;
 use crate::support::{Live, Setup};
 
 const MANY: usize = 500;
@@ -64,9 +64,11 @@ async fn weigh(setup: Setup, request: &str) -> (f64, f64) {
     for connection in &mut connections {
         connection.write_all(request.as_bytes()).await.expect("sent");
     }
-    while waiting(&live).await < MANY {
-        sleep(Duration::from_millis(20)).await;
-    }
+    until("waiting, all of them", || async {
+        let waiting = waiting(&live).await;
+        (waiting == MANY, waiting)
+    })
+    .await;
     let each = |kib: f64| kib / f64::from(u16::try_from(MANY).expect("small"));
     (each(connected - at_rest), each(resident_kib() - connected))
 }

@@ -15,10 +15,11 @@ use serde_json::{Value, json};
 use sluicegate::mock::{Dialect, Fault, Options, RunTime};
 use sluicegate::server::Server;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::support::client::{self, Answer, With, request};
 use crate::support::config::Scratch;
+use crate::support::patience::until;
 use crate::support::{KEY, NOTHING, Setup, get, post};
 
 const REPLICATE: &str = "[upstream]\nprotocol = \"replicate\"";
@@ -291,17 +292,12 @@ async fn a_protocol_of_the_operator_s_own_is_followed() {
             client::exchange(stream, request).await
         }
     };
-    let jobs = |live: u32| {
-        let server = &server;
-        async move {
-            for _ in 0..200 {
-                if server.proxy().usage().jobs_live == live {
-                    return;
-                }
-                sleep(Duration::from_millis(10)).await;
-            }
-            panic!("not {live}: {:?}", server.proxy().usage());
-        }
+    let jobs = async |live: u32| {
+        until(format!("{live} jobs"), || async {
+            let usage = server.proxy().usage();
+            (usage.jobs_live == live, usage)
+        })
+        .await
     };
     let first = send("POST", "/v1/generations".into()).await;
     assert_eq!(

@@ -18,6 +18,8 @@ use sluicegate::mock::{Dialect, Fault, Mock, Options, RunTime};
 use sluicegate::server::Server;
 use tokio::process::Command;
 
+use crate::support::patience::until;
+
 const KEY: &str = "cdt_test_key_of_the_account";
 const PLACEHOLDER: &str = "placeholder-of-the-app";
 /// Where the README's snippets expect the proxy.
@@ -273,16 +275,11 @@ impl Stage {
 
     /// Waits until nothing is under way.
     async fn idle(&self) -> Usage {
-        let mut usage = self.server.proxy().usage();
-        for _ in 0..200 {
-            if usage.in_flight == 0 && usage.tasks_running == 0 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            usage = self.server.proxy().usage();
-        }
-        assert_eq!((usage.in_flight, usage.tasks_running, usage.waiting), (0, 0, 0));
-        usage
+        until("idle", || async {
+            let usage = self.server.proxy().usage();
+            ((usage.in_flight, usage.tasks_running, usage.waiting) == (0, 0, 0), usage)
+        })
+        .await
     }
 
     /// Nothing is left over, and the upstream saw the account's key and nothing of the app's.

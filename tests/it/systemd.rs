@@ -2,7 +2,6 @@
 
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
-use std::time::Duration;
 
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::Signal;
@@ -10,7 +9,7 @@ use sluicegate::mock::Options;
 use tokio::net::UnixDatagram;
 use tokio::process::Command;
 
-use crate::support::patience::PATIENCE;
+use crate::support::patience::{PATIENCE, until};
 use crate::support::program::{Place, Running, mock, run_by, send};
 
 const ECHO: &str = "GET /v1/echo HTTP/1.1";
@@ -111,10 +110,11 @@ async fn sockets_that_are_handed_over_serve_and_outlive_the_process() {
     // A reload leaves them alone.
     write_config(&place, 61);
     first.signal(Signal::HUP);
-    let reloaded = || async { send(operator, "GET /api/v1/status HTTP/1.1").await.contains("\"generation\":2") };
-    while !reloaded().await {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("reloaded", || async {
+        let status = send(operator, "GET /api/v1/status HTTP/1.1").await;
+        (status.contains("\"generation\":2"), status)
+    })
+    .await;
     let metrics = send(operator, "GET /metrics HTTP/1.1").await;
     for line in
         ["reloads_total{result=\"taken\"} 1", "config_last_reload_successful 1", "window_limit{account=\"main\"} 61"]

@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::client::{self, Answer, With, request};
 use crate::support::config::Scratch;
+use crate::support::patience::until;
 use crate::support::program::{Ended, Place, ended};
 use crate::support::{FREE, KEY, PIPE_BYTES, WEBHOOK_SECRET, create_with, get, poll, post};
 
@@ -149,13 +150,11 @@ impl Receivers {
     }
 
     pub async fn wait_for(&self, count: usize) -> Vec<Hit> {
-        let come = async {
-            while self.hits().len() < count {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(Duration::from_secs(20), come).await.unwrap_or_else(|_| panic!("only {:?}", self.hits()));
-        self.hits()
+        until(format!("{count} deliveries"), || async {
+            let hits = self.hits();
+            (hits.len() >= count, hits)
+        })
+        .await
     }
 }
 
@@ -794,14 +793,9 @@ async fn send_to(address: SocketAddr, request: Request<Full<Bytes>>) -> Answer {
     client::exchange(TcpStream::connect(address).await.expect("the port is open"), request).await
 }
 
-/// Until `check` holds, for at most ten seconds.
+/// Until `check` holds.
 async fn soon<F: Future<Output = bool>>(what: &str, check: impl Fn() -> F) {
-    let holds = async {
-        while !check().await {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(secs(10), holds).await.unwrap_or_else(|_| panic!("not in time: {what}"));
+    until(what, || async { (check().await, ()) }).await;
 }
 
 fn quick(secret: Option<&str>) -> Options {
@@ -848,7 +842,7 @@ async fn nothing_is_delivered_to_a_port_of_our_own() {
         format!("http://{admin}/api/v1/webhooks/1/replay"),
     ] {
         let id = live.send(create(&target, &json!({}))).await.job_id();
-        sleep(Duration::from_millis(250)).await;
+        live.mock.finish(&id);
         live.send(poll(&id)).await;
     }
     soon("all are dead", async || live.webhooks().await.iter().filter(|row| row["state"] == "dead").count() == 3).await;
@@ -862,7 +856,7 @@ async fn the_dead_are_listed_and_replayed_from_the_command_line() {
     live.receivers.set(live.receiver.port(), Manner::Answer(410));
     let hook = format!("http://{}/hook", live.receiver);
     let id = live.send(create(&hook, &json!({}))).await.job_id();
-    sleep(Duration::from_millis(250)).await;
+    live.mock.finish(&id);
     assert_eq!(live.cli(&["list", "--dead"]).await, (0, String::new()));
     live.send(poll(&id)).await;
     soon("it is dead", async || live.webhooks().await[0]["state"] == "dead").await;
@@ -914,7 +908,7 @@ async fn the_documented_receiver_takes_what_is_signed_and_nothing_else() {
     let forged = post("/", "{}").with("x-webhook-signature", &hex(b"{}"));
     assert_eq!(send_to(address, forged).await.status, 401, "only one of two signatures");
     let id = live.send(create(&format!("http://{address}/done"), &json!({}))).await.job_id();
-    sleep(Duration::from_millis(250)).await;
+    live.mock.finish(&id);
     live.send(poll(&id)).await;
     assert_eq!(next().await, format!("{id} completed"));
     soon("it is delivered", async || live.webhooks().await[0]["state"] == "delivered").await;

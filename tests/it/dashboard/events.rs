@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::support::Setup;
 use crate::support::client::{self, With, get, post};
+use crate::support::patience::until;
 
 #[tokio::test]
 async fn they_are_guarded_bounded_and_built_for_listeners_alone() {
@@ -48,9 +49,11 @@ async fn they_are_guarded_bounded_and_built_for_listeners_alone() {
     let built = told().await["snapshots"].as_u64().expect("a number") - before;
     assert!((2..=16).contains(&built), "{built}");
     drop(listeners);
-    while told().await["listeners"] != 0 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until("without listeners", || async {
+        let told = told().await;
+        (told["listeners"] == 0, told)
+    })
+    .await;
     let page = live.admin("/").await;
     assert!(
         page.header("content-security-policy").starts_with("default-src 'none'; script-src 'self'; style-src 'self';")

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sluicegate::mock::{Options, RunTime};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{W, joined, kept, saturate_all};
 use crate::support::client::With;
@@ -42,10 +42,7 @@ async fn a_failover_loses_no_slot_and_exceeds_nothing() {
     assert_eq!(cluster.owner().await, killed, "it has the keys");
     let heir = cluster.replica_of(killed).await;
     cluster.nodes[killed].kill();
-    while cluster.role(heir).await != "master" {
-        assert!(Instant::now() < until, "no failover");
-        sleep(Duration::from_millis(20)).await;
-    }
+    cluster.until_role(heir, "master").await;
     for site in &sites {
         wait_for(site, "up, with the slots", |shared| shared["state"] == "up" && shared["jobs_live"] == 3).await;
     }
@@ -53,10 +50,8 @@ async fn a_failover_loses_no_slot_and_exceeds_nothing() {
     cluster.until_healthy(killed).await;
     let before = fleet.mock.stats().attempts;
     wait_for(&sites[0], "past the roll", |shared| !shared["waits_for"].is_string()).await;
-    while fleet.mock.stats().attempts < before + 60 {
-        assert!(Instant::now() < until, "nothing is sent");
-        sleep(Duration::from_millis(20)).await;
-    }
+    let sent = fleet.mock.wait_until(|stats| stats.attempts >= before + 60);
+    timeout_at(until, sent).await.expect("they go on sending");
     cluster.nodes[killed].run(&["CLUSTER", "FAILOVER"]).await;
     let answered = joined(all).await;
     kept(&fleet);

@@ -14,7 +14,7 @@ use std::time::Duration;
 use sluicegate::mock::{Mock, Options, RunTime};
 use tokio::net::TcpStream;
 use tokio::process::Command;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::support::client::{With, try_exchange};
 use crate::support::program::{KEY, Place, Running, run_by};
@@ -203,11 +203,9 @@ impl Fleet {
 
     /// Until so many more attempts were counted.
     async fn until_sending(&self, more: usize) {
-        let (from, until) = (self.mock.stats().attempts, Instant::now() + self.window * 20);
-        while self.mock.stats().attempts < from + more as u64 {
-            assert!(Instant::now() < until, "nothing is sent");
-            sleep(Duration::from_millis(20)).await;
-        }
+        let from = self.mock.stats().attempts;
+        let sent = self.mock.wait_until(|stats| stats.attempts >= from + more as u64);
+        timeout(self.window * 20, sent).await.expect("it goes on sending");
     }
 
     // ---- Terms, as docs/scale-out.md has them ---------------------------------------------------------------------------

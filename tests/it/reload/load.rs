@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::support::patience::until;
 use crate::support::program::{Place, Running, send};
 use crate::support::vault::Vault;
 use crate::support::{create, get, poll};
@@ -134,9 +135,11 @@ async fn limit(admin: std::net::SocketAddr) -> Option<u64> {
 async fn reload(proxy: &Running, admin: std::net::SocketAddr, place: &Place, (wanted, text): &(usize, String)) {
     place.write("proxy.toml", text);
     proxy.signal(Signal::HUP);
-    while limit(admin).await != u64::try_from(*wanted).ok() {
-        sleep(Duration::from_millis(5)).await;
-    }
+    until("reloaded", || async {
+        let limit = limit(admin).await;
+        (limit == u64::try_from(*wanted).ok(), limit)
+    })
+    .await;
 }
 
 /// The upstream runs on a thread of its own, as it would elsewhere. Its jobs take a quarter of a second.

@@ -9,9 +9,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::{sleep, timeout};
 
 use super::config::Scratch;
-
-/// For one answer of the browser, on a machine that does other things too.
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::patience::PATIENCE;
 
 /// One page in a browser that lives as long as the value, with a profile of its own.
 pub struct Chrome {

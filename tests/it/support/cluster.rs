@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use tokio::process::Command;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
+use super::patience::until;
 use super::redis::{Redis, free_port};
 
 /// How long a node is silent before the others take it for failed.
@@ -43,32 +44,31 @@ impl Cluster {
 
     /// Until this node says that all is well, its link to its master included.
     pub async fn until_healthy(&self, node: usize) {
-        let well = async || {
+        until(format!("well: node {node}"), || async {
             let info = self.text(node, &["CLUSTER", "INFO"]).await;
             let role = self.text(node, &["INFO", "replication"]).await;
-            info.contains("cluster_state:ok")
+            let well = info.contains("cluster_state:ok")
                 && info.contains("cluster_known_nodes:6")
-                && (role.contains("role:master") || role.contains("master_link_status:up"))
-        };
-        let until = Instant::now() + Duration::from_secs(30);
-        while !well().await {
-            assert!(Instant::now() < until, "node {node} is never well");
-            sleep(Duration::from_millis(50)).await;
-        }
+                && (role.contains("role:master") || role.contains("master_link_status:up"));
+            (well, info + &role)
+        })
+        .await;
     }
 
     /// The master that has the keys of an account, once there is one.
     pub async fn owner(&self) -> usize {
-        let until = Instant::now() + Duration::from_secs(30);
-        loop {
+        let has_keys = async |node| self.role(node).await == "master" && self.text(node, &["DBSIZE"]).await != "0";
+        let owner = until("keys of a master", || async {
+            let mut owner = None;
             for node in 0..self.nodes.len() {
-                if self.role(node).await == "master" && self.text(node, &["DBSIZE"]).await != "0" {
-                    return node;
+                if has_keys(node).await {
+                    owner = Some(node);
+                    break;
                 }
             }
-            assert!(Instant::now() < until, "no master has the keys");
-            sleep(Duration::from_millis(20)).await;
-        }
+            (owner.is_some(), owner)
+        });
+        owner.await.expect("found")
     }
 
     /// A replica of this master.
@@ -85,6 +85,14 @@ impl Cluster {
     pub async fn role(&self, node: usize) -> String {
         let info = self.text(node, &["INFO", "replication"]).await;
         info.lines().find_map(|line| line.strip_prefix("role:")).unwrap_or_default().to_owned()
+    }
+
+    pub async fn until_role(&self, node: usize, role: &str) {
+        until(format!("node {node} a {role}"), || async {
+            let is = self.role(node).await;
+            (is == role, is)
+        })
+        .await;
     }
 
     /// Gives the keys of an account to another master, as resharding does.

@@ -3,12 +3,11 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 use sluicegate::mock::{Mock, Options};
-use tokio::time::{Instant, sleep};
 
 use super::config::Scratch;
+use super::patience::until;
 use super::{KEY, Setup, Site};
 
 /// A server that keeps nothing: what is killed comes back empty. `None` of it is on disk but a directory of its own.
@@ -42,11 +41,11 @@ impl Redis {
         command.envs(self.environment.iter().cloned());
         let child = command.stdout(Stdio::null()).spawn();
         self.child = Some(child.expect("redis-server is installed: `apt-get install redis-server`"));
-        let until = Instant::now() + Duration::from_secs(20);
-        while tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.is_err() {
-            assert!(Instant::now() < until, "redis-server does not answer");
-            sleep(Duration::from_millis(20)).await;
-        }
+        until("answered by redis-server", || async {
+            let connected = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await;
+            (connected.is_ok(), connected.err())
+        })
+        .await;
     }
 
     /// `kill -9`.
@@ -146,14 +145,9 @@ impl Fleet {
 
 /// Waits until the first account's `shared` status is as `what` says.
 pub async fn wait_for(site: &Site, what: &str, is: impl Fn(&serde_json::Value) -> bool) {
-    let until = Instant::now() + Duration::from_secs(60);
-    loop {
-        let status = site.proxy.status();
-        let shared = &status["accounts"][0]["shared"];
-        if is(shared) {
-            return;
-        }
-        assert!(Instant::now() < until, "never {what}: {shared}");
-        sleep(Duration::from_millis(20)).await;
-    }
+    until(what, || async {
+        let shared = site.proxy.status()["accounts"][0]["shared"].take();
+        (is(&shared), shared)
+    })
+    .await;
 }

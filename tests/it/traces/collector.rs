@@ -17,7 +17,6 @@ use hyper_util::rt::TokioIo;
 use rustix::process::Signal;
 use serde_json::{Map, Value, json};
 use sluicegate::mock::{Mock, Options};
-use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::sync::Notify;
