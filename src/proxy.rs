@@ -141,7 +141,7 @@ async fn forward(worker: &Arc<Worker>, request: Box<Request<Incoming>>, record: 
     let account = app.account_for(client, &call)?;
     record.account = Some(account);
     app.refuse_while_draining()?;
-    if let Some(known) = app.known_answer(&call, &head.headers).await {
+    if let Some(known) = app.known_answer(&call, &head).await {
         return Ok(known.into());
     }
     let max_wait = app.max_wait(&head)?;

@@ -36,9 +36,12 @@ impl Call {
     /// By method and path alone.
     pub(crate) fn classify(protocol: &Protocol, routes: &[config::Route], request: &request::Parts) -> Self {
         let path = request.uri.path();
-        let meaning = protocol.meaning(&request.method, path);
+        // HEAD means what GET means (RFC 9110 §9.3.2), but the upstream's answer to it tells nothing of the job.
+        let bodiless = request.method == Method::HEAD;
+        let meaning = protocol.meaning(if bodiless { &Method::GET } else { &request.method }, path);
         let (class, create, job) = match meaning {
             Meaning::Create(kind) => (Class::Create, Some(kind), None),
+            Meaning::Status(id) if bodiless => (Class::Other, None, Some(id.to_owned())),
             Meaning::Status(id) => (Class::Poll, None, Some(id.to_owned())),
             Meaning::Cancel(id) => (Class::Cancel, None, Some(id.to_owned())),
             Meaning::About(id) => (Class::Other, None, Some(id.to_owned())),
@@ -50,7 +53,7 @@ impl Call {
             family: protocol.family(path),
             create,
             job,
-            list: meaning == Meaning::List,
+            list: meaning == Meaning::List && !bodiless,
             auth: route.map_or(RouteAuth::Account, |route| route.auth),
             repeatable: matches!(class, Class::Poll | Class::Cancel)
                 || matches!(request.method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS),

@@ -57,10 +57,15 @@ impl Clients {
         }
     }
 
+    /// The one client that everyone is, where the configuration names none.
+    pub(crate) fn everyone(&self) -> Option<usize> {
+        self.by_token.is_empty().then(|| self.first())
+    }
+
     /// Index of the client that sent this request.
     pub(crate) fn identify(&self, headers: &HeaderMap, query: Option<&str>) -> Result<usize, Rejection> {
-        if self.by_token.is_empty() {
-            return Ok(self.first());
+        if let Some(everyone) = self.everyone() {
+            return Ok(everyone);
         }
         let text = |name: &HeaderName| headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
         let bearer = text(&header::AUTHORIZATION).filter_map(bearer_token);

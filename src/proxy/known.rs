@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request};
 use tokio::time::Instant;
 
-use crate::protocol::wait;
+use crate::protocol::{Meaning, wait};
 
 use super::App;
 use super::classify::Call;
@@ -42,9 +42,9 @@ impl App {
     }
 
     /// The answer to a poll of a job that is known here.
-    pub(crate) async fn known_answer(&self, call: &Call, headers: &HeaderMap) -> Option<Passed> {
-        let id = call.job.as_ref().filter(|_| call.class == Class::Poll)?;
-        let wait = wait::offered(headers);
+    pub(crate) async fn known_answer(&self, call: &Call, head: &request::Parts) -> Option<Passed> {
+        let id = call.job.as_ref().filter(|_| call.class == Class::Poll || self.is_bodiless_poll(head))?;
+        let wait = wait::offered(&head.headers);
         let patience = wait.map_or(Patience::Hold(self.hold), |wait| Patience::Wait(wait.min(self.max_wait)));
         let begun = Instant::now();
         let answer = self.jobs.ask(id, patience, &self.drain).await?;
@@ -57,6 +57,11 @@ impl App {
         let body = ReplyBody::Whole(answer.told.body.clone());
         let reply = Reply { head, body, attempts: 0, upstream: Duration::ZERO };
         Some(Passed { reply, charge: None, job: None, queued: begun.elapsed(), credits: None, meter: None })
+    }
+
+    fn is_bodiless_poll(&self, head: &request::Parts) -> bool {
+        head.method == Method::HEAD
+            && matches!(self.protocol.meaning(&Method::GET, head.uri.path()), Meaning::Status(_))
     }
 
     /// A create's answer, held until its job has ended if the caller prefers to wait. A caller that leaves does not stop the job.

@@ -541,13 +541,13 @@ impl Account {
         Snapshot {
             limit: used.map(|(_, limit)| limit),
             used: used.map_or(0, |(used, _)| used),
-            view: book.quota.view(now),
+            view: book.account_view(now),
             jobs_limit: book.jobs_limit,
             live: book.live,
             waiting: book.line.len(),
             paced: book.quota.paced() || book.shared.as_ref().is_some_and(|shared| shared.told.paced),
             // What other replicas sent since they were last heard of would be taken for that.
-            drift: if book.shared.is_some() { 0 } else { book.quota.drift() },
+            drift: if book.shared.is_some() { 0 } else { book.quota.drift(now) },
             attempts: book.attempts,
         }
     }
@@ -745,11 +745,13 @@ impl Book {
         self.quota.earliest(now).max(own).max(shared)
     }
 
+    fn account_view(&mut self, now: Instant) -> Option<View> {
+        let view = self.quota.view(now)?;
+        Some(self.shared.as_ref().map_or(view, |shared| shared.tighten(view, now)))
+    }
+
     fn view(&mut self, client: usize, now: Instant) -> Option<View> {
-        let account = self.quota.view(now).map(|view| match &self.shared {
-            Some(shared) => shared.tighten(view, now),
-            None => view,
-        });
+        let account = self.account_view(now);
         let own = self.clients.0[client].share.view(now);
         match (account, own) {
             (Some(account), Some(own)) if own.remaining <= account.remaining => Some(own),

@@ -121,7 +121,8 @@ pub(crate) struct Quota {
     gate: Gate,
     ceiling: Option<Ceiling>,
     /// Attempts by others on the same key, as the last answer showed them.
-    drift: u32,
+    /// Attempts of others, and until when the answer that showed them says anything.
+    drift: Option<(u32, Instant)>,
     pacing: config::Pacing,
     /// Logs so far, and the stamps that they gave.
     logs: u16,
@@ -146,7 +147,7 @@ impl Quota {
             pace: (plan.pacing == config::Pacing::Paced)
                 .then(|| Pace::new(requests.limit, requests.window, requests.jitter, now)),
         });
-        Self { rate, gate: Gate::Open, ceiling: None, drift: 0, pacing: plan.pacing, logs: 1, stamps: 0 }
+        Self { rate, gate: Gate::Open, ceiling: None, drift: None, pacing: plan.pacing, logs: 1, stamps: 0 }
     }
 
     /// From now on another plan. Nothing that was sent is forgotten; where it is not known, because there was no rate or a shorter window,
@@ -331,10 +332,10 @@ impl Quota {
             return;
         };
         let own = rate.log.free(now);
-        self.drift = own.saturating_sub(remaining);
+        let until = now + rate.believed(feedback).unwrap_or(rate.plan.window);
+        self.drift = Some((own.saturating_sub(remaining), until));
         let left = remaining.saturating_sub(rate.log.under_way());
-        self.ceiling =
-            (left < own).then(|| Ceiling { left, until: now + rate.believed(feedback).unwrap_or(rate.plan.window) });
+        self.ceiling = (left < own).then_some(Ceiling { left, until });
     }
 
     fn ceiling(&mut self, now: Instant) -> Option<Ceiling> {
@@ -401,8 +402,8 @@ impl Quota {
     }
 
     /// Attempts by others on the same key, as the last answer showed them.
-    pub(crate) fn drift(&self) -> u32 {
-        self.drift
+    pub(crate) fn drift(&self, now: Instant) -> u32 {
+        self.drift.filter(|(_, until)| now < *until).map_or(0, |(drift, _)| drift)
     }
 
     /// Until when a 429 keeps everyone waiting.
@@ -612,11 +613,12 @@ mod tests {
         let mut q = quota(config::Pacing::Auto, 10, now);
         let (claim, stamp) = send(&mut q, now);
         let _ = q.answered(claim, stamp, remaining(1, 20), None, now);
-        assert_eq!(q.drift(), 8, "somebody else used eight places");
+        assert_eq!(q.drift(now), 8, "somebody else used eight places");
+        assert_eq!(q.drift(now + Duration::from_secs(20)), 0, "they are theirs no longer");
         let (claim, stamp) = send(&mut q, now);
         assert_eq!(q.ready(now), Err(Wait::Until(now + Duration::from_secs(20))));
         let _ = q.answered(claim, stamp, remaining(500, 20), None, now);
-        assert_eq!(q.drift(), 0);
+        assert_eq!(q.drift(now), 0);
         assert_eq!(q.view(now).map(|view| view.remaining), Some(8));
     }
 
@@ -645,7 +647,7 @@ mod tests {
         for (claim, stamp) in sent {
             let _ = q.answered(claim, stamp, remaining(0, 60), None, now);
         }
-        assert_eq!(q.drift(), 0);
+        assert_eq!(q.drift(now), 0);
         assert_eq!(q.ready(now), Err(Wait::Until(now + W)));
         assert!(q.ready(now + W).is_ok());
     }

@@ -229,10 +229,11 @@ impl Rejection {
     /// How long waiting helps; `None` where it does not. At least the time until this proxy can start a request.
     fn retry_in(&self) -> Option<Duration> {
         match self {
-            Self::RateLimited { retry_in, .. }
-            | Self::QueueFull { retry_in, .. }
-            | Self::QueueTimeout { retry_in, .. }
-            | Self::CircuitOpen { retry_in } => Some(*retry_in),
+            Self::RateLimited { retry_in, .. } | Self::CircuitOpen { retry_in } => Some(*retry_in),
+            // Where quota is left, it waited for a slot or for others: when that will be, nobody knows.
+            Self::QueueFull { retry_in, .. } | Self::QueueTimeout { retry_in, .. } => {
+                Some(if retry_in.is_zero() { Duration::from_secs(1) } else { *retry_in })
+            }
             // More than a whole day's budget never fits.
             Self::CreditsExhausted { needed, limit, resets_in_secs, .. } => {
                 (needed <= limit).then_some(Duration::from_secs((*resets_in_secs).into()))
@@ -545,6 +546,7 @@ mod tests {
         assert!(!response.headers().contains_key("retry-after"));
         let now = Rejection::QueueTimeout { waited: Duration::ZERO, retry_in: Duration::ZERO };
         assert_eq!(now.response(Family::Native).headers()["retry-after"], "1");
+        assert_eq!(now.response(Family::Native).headers()["retry-after-ms"], "1000");
     }
 
     #[test]

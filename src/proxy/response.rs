@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri
 
 use crate::credits::Receipt;
 use crate::credits::amount::Amount;
-use crate::protocol::{Family, Protocol};
+use crate::protocol::{Family, Meaning, Protocol};
 
 use super::App;
 use super::cors;
@@ -99,6 +99,14 @@ impl App {
     pub(crate) fn reject(&self, refusal: &Refusal, family: Family, mut finish: Box<Finish>) -> Response<RelayBody> {
         let Refusal { rejection, charge, spent } = refusal;
         let record = &mut finish.record;
+        // It may have been refused before anybody asked whose it is, and what.
+        record.client = record.client.or_else(|| self.clients.everyone());
+        record.account = record.account.or_else(|| Some(self.account_of[record.client?]));
+        if record.class.is_none()
+            && matches!(self.protocol.meaning(&record.method, record.uri.path()), Meaning::Create(_))
+        {
+            record.class = Some(Class::Create);
+        }
         (record.status, record.code) = (rejection.status(), Some(rejection.code()));
         (record.attempts, record.queued, record.upstream) = (spent.attempts, spent.queued, spent.upstream);
         record.charge = (record.class == Some(Class::Create)).then_some(*charge);

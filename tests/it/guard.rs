@@ -56,6 +56,13 @@ async fn what_must_not_be_forwarded_is_refused_with_its_code() {
         ("GET", &format!("/{many}"), "host: localhost", "414 target_too_long".into()),
         ("GET", "/v1/echo", &format!("host: localhost\r\nx-big: {big}"), "431 head_too_large".into()),
         ("POST", "/v1/predictions", "host: localhost\r\ncontent-length: 67108865", "413 body_too_large".into()),
+        ("POST", "/v1/predictions", "host: localhost\r\norigin: http://evil.test", "403 forbidden_origin".into()),
+        (
+            "POST",
+            "/v1/predictions",
+            "host: localhost\r\ntransfer-encoding: gzip, chunked",
+            "501 bad_transfer_coding".into(),
+        ),
         ("POST", "/v1/echo", "host: localhost\r\ntransfer-encoding: gzip, chunked", "501 bad_transfer_coding".into()),
         ("GET", "/v1/echo", "host: localhost\r\nsluicegate-max-wait: soon", "400 bad_request".into()),
         ("GET", "/v1/echo", "host: localhost\r\nsluicegate-max-wait: -5s", "400 bad_request".into()),
@@ -68,6 +75,11 @@ async fn what_must_not_be_forwarded_is_refused_with_its_code() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{short}: {answer}");
         assert!(answer.contains(&format!("\"code\":\"{code}\"")), "{short}: {answer}");
         assert!(answer.contains("x-request-id: ") && answer.contains("server-timing: "), "{short}: {answer}");
+        assert!(
+            answer.contains("x-ratelimit-limit: 60\r\n") && answer.contains("ratelimit-policy: "),
+            "{short}: {answer}"
+        );
+        assert_eq!(answer.contains("sluicegate-charge: not-sent"), target == "/v1/predictions", "{short}: {answer}");
         nothing_happened(&site, &short);
     }
 }

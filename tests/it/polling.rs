@@ -7,7 +7,7 @@ use serde_json::json;
 use sluicegate::mock::{Fault, Options, RunTime};
 use tokio::time::{Instant, sleep};
 
-use crate::support::client::With as _;
+use crate::support::client::{With as _, request};
 use crate::support::{Live, Setup, Site, create, poll, post};
 
 fn running(secs: u64) -> Site {
@@ -59,6 +59,21 @@ async fn a_poll_tells_how_old_its_state_is_and_when_there_may_be_news() {
     sleep(Duration::from_secs(1)).await;
     assert_eq!(site.send(poll(&id)).await.header("age"), "1");
     assert_eq!(polls_upstream(&site), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn head_is_answered_as_get_is_and_costs_as_little() {
+    let site = running(2);
+    let id = site.start_job().await;
+    let told = site.send(poll(&id).with("prefer", "wait=60")).await;
+    let attempts = site.mock.stats().attempts;
+    let head = site.send(request("HEAD", &format!("/v1/predictions/{id}"), "")).await;
+    assert_eq!((head.status.as_u16(), head.attempts(), head.body.len()), (200, 0, 0), "{head:?}");
+    assert_eq!(head.number("content-length"), told.body.len() as u64);
+    assert_eq!(site.mock.stats().attempts, attempts);
+    // Of a job that nobody knows the upstream is asked.
+    let unknown = site.send(request("HEAD", "/v1/predictions/nosuch", "")).await;
+    assert_eq!(unknown.attempts(), 1);
 }
 
 #[tokio::test(start_paused = true)]
