@@ -193,6 +193,7 @@ impl Outgoing {
             account,
             client,
             head: self.head,
+            kept: Vec::new(),
             held: self.held,
             pending: pending.as_mut(),
             hold: hold.as_deref_mut(),
@@ -211,26 +212,22 @@ impl Outgoing {
                 return Err(Refusal { rejection, charge, spent: Spent { attempts, queued, upstream, credits } });
             }
         };
-        let told = || {
-            let whole = reply.body.whole().cloned().unwrap_or_default();
-            Told::new(reply.head.status, &reply.head.headers, &whole)
-        };
         let (charge, job) = match (pending, &call.job, call.class) {
             // Boxed: few calls are creates, and all would pay for its place.
             (Some(pending), ..) => {
-                let (charge, job) = Box::pin(settle(pending, self.webhook, told(), app)).await;
+                let (charge, job) = Box::pin(settle(pending, self.webhook, told(&reply), app)).await;
                 (Some(charge), job)
             }
             (None, Some(id), Class::Poll) => {
                 if reply.body.whole().is_some() {
-                    app.jobs.saw_poll(id, owner, &path, told(), asked);
+                    app.jobs.saw_poll(id, owner, &path, told(&reply), asked);
                 } else {
                     app.jobs.saw_too_much(id);
                 }
                 (None, None)
             }
             (None, Some(id), Class::Cancel) => {
-                app.jobs.saw_cancel(id, told());
+                app.jobs.saw_cancel(id, told(&reply));
                 (None, None)
             }
             _ => (None, None),
@@ -238,6 +235,12 @@ impl Outgoing {
         let (credits, meter) = hold.map(|hold| hold.answered(&reply.head, charge)).unwrap_or_default();
         Ok(Passed { reply, charge, job, queued, credits, meter })
     }
+}
+
+/// What an answer says about jobs.
+fn told(reply: &Reply) -> Told {
+    let whole = reply.body.whole().cloned().unwrap_or_default();
+    Told::new(reply.head.status, &reply.head.headers, &whole)
 }
 
 /// It waited for so long and was not sent.

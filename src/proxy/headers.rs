@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use crate::protocol::{Protocol, wait};
 
 use super::guard::length_of;
-use super::identify::CREDENTIALS;
+use super::values::Values;
 
 /// How long a caller is willing to wait in the queue: `10s`, `1m30s`.
 pub(crate) const MAX_WAIT: HeaderName = HeaderName::from_static("sluicegate-max-wait");
@@ -77,28 +77,72 @@ pub(crate) struct Outbound<'a> {
     pub(crate) idempotency_key: Option<HeaderValue>,
 }
 
-/// Turns a caller's fields into those of the attempt.
+/// Fields that are for us: every one that may carry a caller's credential, whatever the protocol, and two more.
+fn is_for_us(name: &str) -> bool {
+    matches!(
+        name,
+        "sluicegate-token"
+            | "x-api-key"
+            | "authorization"
+            | "x-goog-api-key"
+            | "proxy-authorization"
+            | "sluicegate-max-wait"
+            | "expect"
+    )
+}
+
+/// Turns a caller's fields into those of the attempt. In one pass, where most values that change are put in the place of the old ones: a
+/// look-up of each would hash each, and a removal moves others.
 pub(crate) fn prepare(headers: &mut HeaderMap, out: Outbound<'_>) {
-    strip_hop_by_hop(headers);
-    let own = if out.key.is_none() { headers.remove(header::AUTHORIZATION) } else { None };
-    remove_where(headers, |name| {
-        CREDENTIALS.contains(name)
-            || out.protocol.auths().any(|auth| auth.name() == name)
-            || *name == MAX_WAIT
-            || *name == header::EXPECT
-    });
-    if !out.protocol.prefer_wait {
+    let passes = out.key.is_none();
+    let (mut hop_by_hop, mut goes, mut prefers) = (false, false, false);
+    let (mut hosts, mut keys, mut owns) = (0_u32, 0_u32, 0_u32);
+    for (name, value) in headers.iter_mut() {
+        match name.as_str() {
+            "host" => {
+                *value = out.host.clone();
+                hosts += 1;
+            }
+            // Nobody shall take 010 for eight.
+            "content-length" if value.len() > 1 && value.as_bytes().starts_with(b"0") => {
+                if let Some(length) = length_of(value) {
+                    *value = HeaderValue::from(length);
+                }
+            }
+            "authorization" if passes => owns += 1,
+            "prefer" => prefers = true,
+            text if is_hop_by_hop(text) => hop_by_hop = true,
+            text => match &out.key {
+                Some((key, secret)) if key == name => {
+                    *value = secret.clone();
+                    keys += 1;
+                }
+                _ => goes |= is_for_us(text) || out.protocol.auths().any(|auth| auth.name() == name),
+            },
+        }
+    }
+    if hop_by_hop {
+        // `Connection` may have named what has just been put in.
+        strip_hop_by_hop(headers);
+        (hosts, keys) = (0, 0);
+    }
+    if owns > 1
+        && let Some(own) = headers.remove(header::AUTHORIZATION)
+    {
+        headers.insert(header::AUTHORIZATION, own);
+    }
+    if goes {
+        let key = out.key.as_ref().map_or(&header::AUTHORIZATION, |(key, _)| key);
+        remove_where(headers, |name| {
+            name != key && (is_for_us(name.as_str()) || out.protocol.auths().any(|auth| auth.name() == name))
+        });
+    }
+    if prefers && !out.protocol.prefer_wait {
         wait::withdraw(headers);
     }
     out.protocol.dress(headers);
-    headers.insert(header::HOST, out.host.clone());
-    if let Some(length) = headers.get(header::CONTENT_LENGTH)
-        && length.len() > 1
-        && length.as_bytes().starts_with(b"0")
-        && let Some(length) = length_of(length)
-    {
-        // Nobody shall take 010 for eight.
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    if hosts != 1 {
+        headers.insert(header::HOST, out.host.clone());
     }
     if out.plain_answer {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
@@ -106,10 +150,10 @@ pub(crate) fn prepare(headers: &mut HeaderMap, out: Outbound<'_>) {
     if let Some(key) = out.idempotency_key {
         headers.entry(IDEMPOTENCY_KEY).or_insert(key);
     }
-    match (out.key, own) {
-        (Some((name, value)), _) => drop(headers.insert(name, value)),
-        (None, Some(own)) => drop(headers.insert(header::AUTHORIZATION, own)),
-        (None, None) => {}
+    if let Some((name, value)) = out.key
+        && keys != 1
+    {
+        headers.insert(name, value);
     }
 }
 
@@ -120,7 +164,7 @@ pub(crate) fn random_id() -> HeaderValue {
     for (pair, byte) in hex.chunks_exact_mut(2).zip(fastrand::u128(..).to_be_bytes()) {
         pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
     }
-    HeaderValue::from_bytes(&hex).unwrap_or(HeaderValue::from_static("0"))
+    Values::new().bytes(&hex).take()
 }
 
 /// The caller's request id if it is fit to be logged, else a new one.
@@ -168,6 +212,20 @@ mod tests {
             ("x-api-key", "key"),
         ]);
         assert_eq!(prepared(&brought, Some("key")), expected);
+    }
+
+    #[test]
+    fn what_comes_twice_goes_on_once() {
+        let twice = [("authorization", "Bearer one"), ("authorization", "Bearer two"), ("host", "a"), ("host", "b")];
+        for key in [None, Some("key")] {
+            let headers = prepared(&twice, key);
+            assert_eq!(headers.get_all("host").iter().collect::<Vec<_>>(), ["api.example.test"]);
+            let own: Vec<_> = headers.get_all("authorization").iter().collect();
+            assert_eq!(own, if key.is_some() { vec![] } else { vec!["Bearer one"] });
+        }
+        let headers =
+            prepared(&[("x-api-key", "a"), ("x-api-key", "b"), ("connection", "host, x-api-key")], Some("key"));
+        assert_eq!(headers.get_all("x-api-key").iter().collect::<Vec<_>>(), ["key"]);
     }
 
     #[test]

@@ -17,10 +17,6 @@ const OWN_TOKEN: HeaderName = HeaderName::from_static("sluicegate-token");
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const GOOGLE_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 
-/// Every header that may carry a caller's credential.
-pub(crate) const CREDENTIALS: [HeaderName; 5] =
-    [OWN_TOKEN, API_KEY, header::AUTHORIZATION, GOOGLE_KEY, header::PROXY_AUTHORIZATION];
-
 /// The clients of this proxy.
 pub(crate) struct Clients {
     /// By HMAC of the token. What is compared byte by byte is made with a key that dies with the process, so that its time tells nothing

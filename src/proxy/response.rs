@@ -80,9 +80,7 @@ impl App {
                 }
                 RelayBody::whole(turned.unwrap_or(bytes), finish)
             }
-            ReplyBody::Stream { prefix, rest, back } => {
-                RelayBody::stream(prefix, rest, back, self.idle_timeout, finish)
-            }
+            ReplyBody::Stream { prefix, rest } => RelayBody::stream(prefix, rest, self.idle_timeout, finish),
         };
         let mut response = Response::new(body);
         *response.status_mut() = head.status;

@@ -1,12 +1,11 @@
 //! All attempts of one call: each on a connection that is ready, with a permit of its own; what comes back decides about the next.
 
+use std::future::poll_fn;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::RETRY_AFTER;
-use http::{HeaderValue, Request, StatusCode, Version, response};
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use http::{HeaderName, HeaderValue, Request, StatusCode, Version, response};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -16,7 +15,7 @@ use crate::credits::hold::Hold;
 use crate::protocol::Protocol;
 
 use super::Worker;
-use super::body::{Held, Upload};
+use super::body::{Held, SendBody, Upload};
 use super::classify::Call;
 use super::create::Outcome as Outcomes;
 use super::dispatch::gone;
@@ -26,7 +25,7 @@ use super::quota::Refused;
 use super::quota::feedback::Feedback;
 use super::rejection::{Rejection, Unreachable};
 use super::response::framing;
-use super::upstream::{Connection, NotReady, Return, SendError};
+use super::upstream::{Answer, Connection, NotReady, SendError};
 
 pub(crate) use self::budget::Budget;
 pub(crate) use self::policy::{Next, Outcome, Tried};
@@ -72,8 +71,8 @@ pub(crate) struct Unanswered {
 pub(crate) enum ReplyBody {
     /// Read whole.
     Whole(Bytes),
-    /// Still coming: what was read, the rest, and what becomes of the connection after it.
-    Stream { prefix: Bytes, rest: Incoming, back: Return },
+    /// Still coming: what was read, and the rest.
+    Stream { prefix: Bytes, rest: Answer },
 }
 
 impl ReplyBody {
@@ -95,6 +94,8 @@ pub(crate) struct Sending<'a> {
     pub(crate) client: usize,
     /// Prepared: hop-by-hop fields and credentials gone, the key in.
     pub(crate) head: http::request::Parts,
+    /// The fields of `head`, while an attempt has them.
+    pub(crate) kept: Vec<(HeaderName, HeaderValue)>,
     pub(crate) held: Held,
     pub(crate) pending: Option<&'a mut Pending>,
     /// What it costs, where it costs anything.
@@ -215,6 +216,7 @@ impl Sending<'_> {
     /// A reload may have brought another key while the call waited.
     fn take_newest_key(&mut self) {
         if self.call.auth == RouteAuth::Account {
+            self.take_back();
             let (name, value) = self.worker.reloader.header(self.account, self.call.family);
             self.head.headers.insert(name, value);
         }
@@ -234,6 +236,7 @@ impl Sending<'_> {
         metered: bool,
         deadline: Instant,
     ) -> Result<Permit, Result<Reply, Failed>> {
+        self.take_back();
         let reloader = &self.worker.reloader;
         let (name, _) = reloader.header(self.account, self.call.family);
         let Some(used) = self.head.headers.get(&name) else { return Err(result) };
@@ -305,68 +308,67 @@ impl Sending<'_> {
         let fresh = !self.call.repeatable;
         let streamed = self.held.is_streamed();
         let upload = Upload::new(streamed);
-        for reconnect in 1.. {
-            let connection = match self.worker.upstream.pooled(fresh) {
-                Some(connection) => connection,
+        let mut broken = 0;
+        loop {
+            let (connection, new) = match self.worker.upstream.pooled(fresh) {
+                Some(connection) => (connection, false),
                 // Boxed, as it is rare: every request's future would be larger by it.
-                None => Box::pin(self.connect(until)).await?,
+                None => (Box::pin(self.connect(until)).await?, true),
             };
             if permit.is_stale() {
                 return Err(unsent(Unreachable::Timeout));
             }
             let Some(body) = self.worker.app.bodies.send(&mut self.held, &upload) else {
-                break;
+                return Err(Failed { outcome: Outcome::Unsent, rejection: Rejection::Internal });
             };
-            let mut request = Request::new(body);
-            *request.method_mut() = self.head.method.clone();
-            *request.headers_mut() = self.head.headers.clone();
-            if connection.is_h2() {
-                *request.version_mut() = Version::HTTP_2;
-                *request.uri_mut() = self.worker.app.target.absolute(&self.head.uri);
-                request.headers_mut().remove(http::header::HOST);
-            } else {
-                *request.uri_mut() = self.head.uri.clone();
-            }
+            let request = self.request(body, connection.is_h2());
             permit.sent();
             self.sending();
             let idle = self.worker.app.idle_timeout;
-            let answer = tokio::select! {
-                biased;
-                answer = connection.send(request) => Some(answer),
-                // An upload takes the time that its caller needs; the clock of the answer starts when it is through.
-                () = upload.stuck(idle, timeout), if streamed => None,
-                () = tokio::time::sleep_until(until), if !streamed => None,
+            let answer = if streamed {
+                // Boxed, as it is rare: every request's future would be larger by it.
+                Box::pin(async {
+                    tokio::select! {
+                        biased;
+                        answer = connection.send(request, None) => answer,
+                        // An upload takes the time that its caller needs; the clock of the answer starts when it is through.
+                        () = upload.stuck(idle, timeout) => Err(SendError::TooLate),
+                    }
+                })
+                .await
+            } else {
+                connection.send(request, Some(until)).await
             };
             match answer {
-                Some(Ok((response, back))) => {
+                Ok((mut head, mut rest)) => {
                     self.worker.upstream.answered();
-                    let (mut head, mut rest) = response.into_parts();
                     if let Err(broken) = framing::check(&mut head) {
                         return Err(self.broken(broken, attempt));
                     }
                     if self.explains_in_its_body(&head) {
                         // Boxed, as it is rare: every request's future would be larger by it.
-                        let read =
-                            Box::pin(told_in_the_body(&self.worker.app.protocol, &mut head, &mut rest, &back)).await;
+                        let read = Box::pin(told_in_the_body(&self.worker.app.protocol, &mut head, &mut rest)).await;
                         self.listen(permit, &head);
-                        return Ok(Reply::new(head, read.into_body(rest, back)));
+                        return Ok(Reply::new(head, read.into_body(rest)));
                     }
                     self.listen(permit, &head);
-                    return self.read(head, rest, back, timeout).await;
+                    return self.read(head, rest, timeout).await;
                 }
-                Some(Err(SendError::Unsent(body))) => {
+                Err(SendError::Unsent(body)) => {
                     permit.unsent();
                     self.held.take_back(body);
                     self.not_done();
-                    if reconnect > RECONNECTS {
+                    // An idle connection may have been closed meanwhile, and so may all of them.
+                    broken += u32::from(new);
+                    if broken > RECONNECTS {
                         return Err(unsent(Unreachable::Broken));
                     }
                 }
-                Some(Err(SendError::Silent(error))) => return Err(self.silent(&upload, &error, attempt)),
-                Some(Err(SendError::Flooded)) => {
+                Err(SendError::Silent(error)) => return Err(self.silent(&upload, &error, attempt)),
+                Err(SendError::Flooded) => {
                     return Err(self.broken("it is announced again and again (1xx), but does not come", attempt));
                 }
-                None => {
+                Err(SendError::TooLate) => {
                     let rejection = if self.call.repeatable {
                         Rejection::UpstreamTimeout { after: timeout, attempts: attempt }
                     } else {
@@ -376,7 +378,32 @@ impl Sending<'_> {
                 }
             }
         }
-        Err(Failed { outcome: Outcome::Unsent, rejection: Rejection::Internal })
+    }
+
+    /// The request as it is written. The map of its fields goes with it, as hyper puts the answer's into the same; what another attempt
+    /// needs is kept in a list, which takes half of what a copy of the map takes.
+    fn request(&mut self, body: SendBody, h2: bool) -> Request<SendBody> {
+        self.take_back();
+        self.kept.reserve_exact(self.head.headers.len());
+        self.kept.extend(self.head.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let mut request = Request::new(body);
+        *request.method_mut() = self.head.method.clone();
+        *request.headers_mut() = std::mem::take(&mut self.head.headers);
+        if h2 {
+            *request.version_mut() = Version::HTTP_2;
+            *request.uri_mut() = self.worker.app.target.absolute(&self.head.uri);
+            request.headers_mut().remove(http::header::HOST);
+        } else {
+            *request.uri_mut() = self.head.uri.clone();
+        }
+        request
+    }
+
+    /// The fields are there again, after an attempt.
+    fn take_back(&mut self) {
+        for (name, value) in self.kept.drain(..) {
+            self.head.headers.append(name, value);
+        }
     }
 
     /// A 429 that may say only in its body how long to wait.
@@ -432,30 +459,21 @@ impl Sending<'_> {
     }
 
     /// Reads the answers that tell of jobs; others are passed on as they come.
-    async fn read(
-        &mut self,
-        head: response::Parts,
-        mut rest: Incoming,
-        back: Return,
-        timeout: Duration,
-    ) -> Result<Reply, Failed> {
+    async fn read(&mut self, head: response::Parts, mut rest: Answer, timeout: Duration) -> Result<Reply, Failed> {
         let reply = |head, body| Ok(Reply::new(head, body));
         if !self.call.observed() {
-            return reply(head, ReplyBody::Stream { prefix: Bytes::new(), rest, back });
+            return reply(head, ReplyBody::Stream { prefix: Bytes::new(), rest });
         }
         let idle = self.worker.app.idle_timeout.min(timeout);
         let creates = self.call.class == Class::Create;
         let max_body = usize::try_from(self.worker.app.max_body_bytes).unwrap_or(usize::MAX);
-        match collect(&mut rest, &back, idle, if creates { max_body } else { OBSERVED_BYTES }).await {
-            Collected::Whole(bytes) => {
-                back.whole();
-                reply(head, ReplyBody::Whole(bytes))
-            }
+        match collect(&mut rest, idle, if creates { max_body } else { OBSERVED_BYTES }).await {
+            Collected::Whole(bytes) => reply(head, ReplyBody::Whole(bytes)),
             Collected::Longer(_) if creates => Err(Failed {
                 outcome: Outcome::Silent,
                 rejection: Rejection::BadUpstreamAnswer("it is longer than server.max_body"),
             }),
-            Collected::Longer(prefix) => reply(head, ReplyBody::Stream { prefix, rest, back }),
+            Collected::Longer(prefix) => reply(head, ReplyBody::Stream { prefix, rest }),
             Collected::Broken if self.call.repeatable => Err(Failed {
                 outcome: Outcome::Silent,
                 rejection: Rejection::BadUpstreamAnswer("it broke off before its end"),
@@ -538,30 +556,27 @@ enum Collected {
 
 impl Collected {
     /// What is passed on of a refusal that was read.
-    fn into_body(self, rest: Incoming, back: Return) -> ReplyBody {
+    fn into_body(self, rest: Answer) -> ReplyBody {
         match self {
-            Self::Whole(bytes) => {
-                back.whole();
-                ReplyBody::Whole(bytes)
-            }
-            Self::Longer(prefix) => ReplyBody::Stream { prefix, rest, back },
+            Self::Whole(bytes) => ReplyBody::Whole(bytes),
+            Self::Longer(prefix) => ReplyBody::Stream { prefix, rest },
             // A refusal whose explanation broke off is still a refusal.
             Self::Broken => ReplyBody::Whole(Bytes::new()),
         }
     }
 }
 
-async fn collect(body: &mut Incoming, back: &Return, idle: Duration, most: usize) -> Collected {
+async fn collect(answer: &mut Answer, idle: Duration, most: usize) -> Collected {
     let mut whole = BytesMut::new();
     loop {
-        match tokio::time::timeout(idle, body.frame()).await {
-            Ok(None) if back.has_ended(body) => return Collected::Whole(whole.freeze()),
+        match tokio::time::timeout(idle, poll_fn(|cx| answer.poll_frame(cx))).await {
+            Ok(None) => return Collected::Whole(whole.freeze()),
             Ok(Some(Ok(frame))) => {
                 if let Ok(data) = frame.into_data() {
                     whole.extend_from_slice(&data);
                 }
             }
-            Ok(None | Some(Err(_))) | Err(_) => return Collected::Broken,
+            Ok(Some(Err(_))) | Err(_) => return Collected::Broken,
         }
         if whole.len() > most {
             return Collected::Longer(whole.freeze());
@@ -570,13 +585,8 @@ async fn collect(body: &mut Incoming, back: &Return, idle: Duration, most: usize
 }
 
 /// Reads a refusal that says in its body how long to wait, and says it as `Retry-After`, where the rest of the way and the caller look.
-async fn told_in_the_body(
-    protocol: &Protocol,
-    head: &mut response::Parts,
-    rest: &mut Incoming,
-    back: &Return,
-) -> Collected {
-    let read = collect(rest, back, EXPLAINED_WITHIN, KEPT_BYTES).await;
+async fn told_in_the_body(protocol: &Protocol, head: &mut response::Parts, rest: &mut Answer) -> Collected {
+    let read = collect(rest, EXPLAINED_WITHIN, KEPT_BYTES).await;
     if let Collected::Whole(body) = &read
         && let Some(wait) = protocol.wait(body)
     {
@@ -589,12 +599,9 @@ async fn told_in_the_body(
 /// Keeps an answer that will be tried again, in case there is no other; reading it gives its connection back.
 async fn keep(result: Result<Reply, Failed>) -> Result<Reply, Failed> {
     let Ok(mut reply) = result else { return result };
-    if let ReplyBody::Stream { mut rest, back, .. } = reply.body {
-        reply.body = match collect(&mut rest, &back, Duration::from_secs(1), KEPT_BYTES).await {
-            Collected::Whole(bytes) => {
-                back.whole();
-                ReplyBody::Whole(bytes)
-            }
+    if let ReplyBody::Stream { mut rest, .. } = reply.body {
+        reply.body = match collect(&mut rest, Duration::from_secs(1), KEPT_BYTES).await {
+            Collected::Whole(bytes) => ReplyBody::Whole(bytes),
             Collected::Longer(_) | Collected::Broken => ReplyBody::Whole(Bytes::new()),
         };
     }

@@ -4,17 +4,18 @@
 //! out. Those two needs are why this is not a client library's pool; its rules are kept: idle connections expire, a connection whose
 //! answer was cut is never used again, and only what was never written is sent again unasked.
 
-use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::{Body, Incoming};
-use hyper::client::conn::{http1, http2};
+use bytes::Bytes;
+use http::{Request, response};
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::body::SendBody;
@@ -22,6 +23,8 @@ use super::rejection::{Rejection, Unreachable};
 
 use self::breaker::Breaker;
 use self::connect::{Connect, Failure};
+use self::pool::Pool;
+use self::wire::Wire;
 
 /// Whether connecting is tried at all.
 mod circuit;
@@ -35,30 +38,25 @@ pub(crate) mod connect;
 /// Whereto.
 pub(crate) mod target;
 
-/// Below the 60 s after which common load balancers close an idle connection.
-const IDLE_FOR: Duration = Duration::from_secs(50);
-/// What cannot be repeated goes only over connections used this recently: the upstream closing an idle one just then would leave us not
-/// knowing whether it ran.
-const FRESH_FOR: Duration = Duration::from_secs(5);
-const MAX_IDLE: usize = 256;
+/// One connection.
+mod wire;
+
+/// Those that nobody uses.
+mod pool;
+
 /// Requests on one HTTP/2 connection at a time: servers are asked to allow at least this many (RFC 9113 §6.5.2). One more would wait
 /// inside the connection, after its quota was spent.
 const MAX_STREAMS: usize = 100;
 /// Longest head of an answer, in bytes; with at most 100 fields over HTTP/1.1. What is read beyond it before that is known is bounded too.
 pub(crate) const MAX_HEAD_BYTES: u32 = 128 * 1024;
-/// 1xx answers before the final one, over HTTP/1.1. Over HTTP/2 they are dropped unread.
-pub(crate) const MAX_INTERIM: u32 = 16;
 
 /// A worker's connections to the upstream.
 pub(crate) struct Upstream {
     connector: Arc<dyn Connect>,
     breaker: Arc<Breaker>,
-    idle: Pool,
+    pool: Pool,
     h2: Mutex<Vec<Multiplexed>>,
 }
-
-/// The newest at the back, and used first. Only this worker's thread takes the lock, which makes it free of waiting.
-type Pool = Arc<Mutex<VecDeque<Idle>>>;
 
 /// An HTTP/2 connection and its free streams.
 #[derive(Clone)]
@@ -67,24 +65,9 @@ struct Multiplexed {
     streams: Arc<Semaphore>,
 }
 
-struct Idle {
-    sender: http1::SendRequest<SendBody>,
-    task: Abort,
-    since: Instant,
-}
-
-/// Ends the connection's task on drop, and with it the connection.
-struct Abort(AbortHandle);
-
-impl Drop for Abort {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 impl Upstream {
     pub(crate) fn new(connector: Arc<dyn Connect>, breaker: Arc<Breaker>) -> Self {
-        Self { connector, breaker, idle: Arc::default(), h2: Mutex::default() }
+        Self { connector, breaker, pool: Pool::default(), h2: Mutex::default() }
     }
 
     /// Waits for as long as the circuit is open, where no connection is there already. Holds nothing meanwhile; where `deadline` comes
@@ -145,8 +128,8 @@ impl Upstream {
 
     async fn open(&self) -> Result<Connection, Failure> {
         let connected = self.connector.connect().await?;
-        let io = TokioIo::new(connected.io);
         if connected.h2 {
+            let io = TokioIo::new(connected.io);
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(Duration::from_secs(20))
@@ -165,16 +148,8 @@ impl Upstream {
             self.h2.lock().unwrap_or_else(PoisonError::into_inner).push(shared);
             return Ok(connection);
         }
-        let mut builder = http1::Builder::new();
-        builder.max_header_size(MAX_HEAD_BYTES as usize);
-        let (sender, connection) = builder.handshake(io).await.map_err(|_| Failure(Unreachable::Broken))?;
-        let task = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "connection to the upstream ended");
-            }
-        });
-        let lease = Lease { sender, task: Abort(task.abort_handle()), pool: Arc::clone(&self.idle) };
-        Ok(Connection(Kind::H1(lease)))
+        let wire = Wire::new(connected.io).await?;
+        Ok(Connection(Kind::H1(Lease { wire, pool: self.pool.clone() })))
     }
 
     /// A connection that is there already.
@@ -185,14 +160,8 @@ impl Upstream {
             return Some(connection);
         }
         drop(h2);
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        while idle.front().is_some_and(|oldest| now - oldest.since > IDLE_FOR || oldest.sender.is_closed()) {
-            idle.pop_front();
-        }
-        let newest = newest(&idle, fresh, now)?;
-        let Idle { sender, task, .. } = idle.remove(newest)?;
-        Some(Connection(Kind::H1(Lease { sender, task, pool: Arc::clone(&self.idle) })))
+        let wire = self.pool.take(fresh)?;
+        Some(Connection(Kind::H1(Lease { wire, pool: self.pool.clone() })))
     }
 
     /// A connection is there without connecting.
@@ -202,17 +171,8 @@ impl Upstream {
             return true;
         }
         drop(h2);
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        newest(&idle, fresh, Instant::now()).is_some()
+        self.pool.has_one(fresh)
     }
-}
-
-/// The one to use next.
-fn newest(idle: &VecDeque<Idle>, fresh: bool, now: Instant) -> Option<usize> {
-    // One whose answer has just ended may need another moment until it is ready.
-    let newest = idle.iter().rposition(|idle| idle.sender.is_ready())?;
-    let most = if fresh { FRESH_FOR } else { IDLE_FOR };
-    (now - idle[newest].since <= most).then_some(newest)
 }
 
 impl Multiplexed {
@@ -248,6 +208,24 @@ pub(crate) enum SendError {
     Silent(hyper::Error),
     /// Interim answers without end.
     Flooded,
+    /// There was none in time.
+    TooLate,
+}
+
+impl From<TrySendError<Request<SendBody>>> for SendError {
+    fn from(mut error: TrySendError<Request<SendBody>>) -> Self {
+        match error.take_message() {
+            Some(request) => Self::Unsent(request.into_body()),
+            None => Self::Silent(error.into_error()),
+        }
+    }
+}
+
+async fn sleep_until(until: Option<Instant>) {
+    match until {
+        Some(until) => tokio::time::sleep_until(until).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Connection {
@@ -258,74 +236,113 @@ impl Connection {
 
     /// Gives it to whoever comes next, once it can be used.
     async fn unused(mut self) {
-        if let Kind::H1(lease) = &mut self.0
-            && lease.sender.ready().await.is_err()
-        {
-            return;
+        if let Kind::H1(lease) = &mut self.0 {
+            lease.wire.settle().await;
         }
-        Return(self.0).whole();
+        self.0.give_back();
     }
 
-    /// Sends one request and waits for the head of its answer.
-    pub(crate) async fn send(self, mut request: Request<SendBody>) -> Result<(Response<Incoming>, Return), SendError> {
-        match self.0 {
-            Kind::H1(mut lease) => {
-                let interim = Arc::new(AtomicU32::new(0));
-                let (counted, connection) = (Arc::clone(&interim), lease.task.0.clone());
-                hyper::ext::on_informational(&mut request, move |_| {
-                    if counted.fetch_add(1, Ordering::Relaxed) >= MAX_INTERIM {
-                        connection.abort();
-                    }
-                });
-                match lease.sender.try_send_request(request).await {
-                    // The connection has been ended; or the answer came with the flood, all in one piece.
-                    _ if interim.load(Ordering::Relaxed) > MAX_INTERIM => Err(SendError::Flooded),
-                    Ok(response) => Ok((response, Return(Kind::H1(lease)))),
-                    Err(mut error) => Err(match error.take_message() {
-                        Some(request) => SendError::Unsent(request.into_body()),
-                        None => SendError::Silent(error.into_error()),
-                    }),
-                }
+    /// Sends one request and waits for the head of its answer, where told so no longer than `until`.
+    pub(crate) async fn send(
+        self,
+        request: Request<SendBody>,
+        until: Option<Instant>,
+    ) -> Result<(response::Parts, Answer), SendError> {
+        let (answer, kind) = match self.0 {
+            Kind::H1(mut lease) => (lease.wire.send(request, until).await?, Kind::H1(lease)),
+            Kind::H2(mut sender, stream) => {
+                let answer = tokio::select! {
+                    biased;
+                    answer = sender.try_send_request(request) => answer.map_err(SendError::from)?,
+                    () = sleep_until(until) => return Err(SendError::TooLate),
+                };
+                (answer, Kind::H2(sender, stream))
             }
-            Kind::H2(mut sender, stream) => match sender.try_send_request(request).await {
-                Ok(response) => Ok((response, Return(Kind::H2(sender, stream)))),
-                Err(mut error) => Err(match error.take_message() {
-                    Some(request) => SendError::Unsent(request.into_body()),
-                    None => SendError::Silent(error.into_error()),
-                }),
-            },
-        }
+        };
+        let (head, body) = answer.into_parts();
+        Ok((head, Answer { body, from: Some(kind) }))
     }
 }
 
 struct Lease {
-    sender: http1::SendRequest<SendBody>,
-    task: Abort,
+    wire: Box<Wire>,
     pool: Pool,
 }
 
-/// What becomes of the connection after the answer: `whole` gives it back, drop closes it (the answer was cut, or nobody reads it).
-pub(crate) struct Return(Kind);
-
-impl Return {
-    /// Whether a body that says nothing more has ended as it should. hyper also ends one that was reset with `NO_ERROR`, which is meant
-    /// for answers that were whole before (RFC 9113 §8.1); HTTP/1.1 tells a cut by itself.
-    pub(crate) fn has_ended(&self, body: &Incoming) -> bool {
-        matches!(self.0, Kind::H1(_)) || body.is_end_stream()
-    }
-
-    /// The answer's body has ended as it should.
-    pub(crate) fn whole(self) {
-        let Kind::H1(lease) = self.0 else { return };
-        if lease.sender.is_closed() {
-            return;
-        }
-        let mut idle = lease.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() >= MAX_IDLE {
-            idle.retain(|idle| !idle.sender.is_closed());
-        }
-        if idle.len() < MAX_IDLE {
-            idle.push_back(Idle { sender: lease.sender, task: lease.task, since: Instant::now() });
+impl Kind {
+    fn give_back(self) {
+        if let Self::H1(Lease { wire, pool }) = self {
+            pool.give(wire);
         }
     }
+}
+
+/// The body of an answer with the connection that it comes over. `whole` gives that one back, drop closes it (the answer was cut, or
+/// nobody reads it).
+pub(crate) struct Answer {
+    body: Incoming,
+    /// `None` once it was given back.
+    from: Option<Kind>,
+}
+
+impl Answer {
+    /// Its next piece; the connection is given back with the last one.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        let frame = match &mut self.from {
+            Some(Kind::H1(lease)) => lease.wire.poll_frame(&mut self.body, cx),
+            Some(Kind::H2(..)) => Pin::new(&mut self.body).poll_frame(cx),
+            None => return Poll::Ready(None),
+        };
+        match frame {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => {
+                if self.body.is_end_stream() {
+                    self.whole();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(Cut::Broken(error)))),
+            // hyper also ends a body that was reset with `NO_ERROR`, which is meant for answers that were whole before (RFC 9113 §8.1);
+            // HTTP/1.1 tells a cut by itself.
+            Poll::Ready(None) if matches!(self.from, Some(Kind::H2(..))) && !self.body.is_end_stream() => {
+                Poll::Ready(Some(Err(Cut::Reset)))
+            }
+            Poll::Ready(None) => {
+                self.whole();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    /// There is nothing more to come.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.from.is_none()
+    }
+
+    /// What is still to come, where that is known.
+    pub(crate) fn rest_bytes(&self) -> Option<u64> {
+        self.body.size_hint().exact()
+    }
+
+    /// Gives the connection back, where an answer has no body.
+    pub(crate) fn end_if_empty(&mut self) {
+        if self.body.is_end_stream() {
+            self.whole();
+        }
+    }
+
+    fn whole(&mut self) {
+        if let Some(from) = self.from.take() {
+            from.give_back();
+        }
+    }
+}
+
+/// Why an answer has no end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Cut {
+    #[error("the upstream's answer broke off")]
+    Broken(#[source] hyper::Error),
+    #[error("the upstream gave up its answer before the end")]
+    Reset,
 }

@@ -1,24 +1,45 @@
-//! Header values of our own answers, written one after another into one piece of memory. Formatting machinery costs more here than the
-//! rest of an answer (measured: 8,000 instructions of 63,000 a request).
+//! Header values of our own answers, written one after another into one piece of memory, which a thread uses again when they are gone.
+//! Formatting machinery costs more here than the rest of an answer (measured: 8,000 instructions of 63,000 a request).
 
+use std::cell::Cell;
+use std::mem;
 use std::time::Duration;
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use http::HeaderValue;
 
-/// Enough for the values of one answer.
-const CAPACITY_BYTES: usize = 256;
+/// Enough for the values of a few answers. A value that lives on, such as a request's id, keeps all of it.
+const CAPACITY_BYTES: usize = 1024;
+
+thread_local! {
+    /// What is left of the piece in use.
+    static PIECE: Cell<BytesMut> = Cell::new(BytesMut::new());
+}
 
 /// Writes values; each ends with `take`.
 pub(crate) struct Values(BytesMut);
 
+impl Drop for Values {
+    fn drop(&mut self) {
+        PIECE.set(mem::take(&mut self.0));
+    }
+}
+
 impl Values {
+    /// Within another's life it writes into a piece of its own.
     pub(crate) fn new() -> Self {
-        Self(BytesMut::with_capacity(CAPACITY_BYTES))
+        Self(PIECE.take())
     }
 
     pub(crate) fn text(&mut self, text: &str) -> &mut Self {
-        self.0.put_slice(text.as_bytes());
+        self.bytes(text.as_bytes())
+    }
+
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        if self.0.capacity() - self.0.len() < bytes.len() {
+            self.0.reserve(bytes.len().max(CAPACITY_BYTES));
+        }
+        self.0.extend_from_slice(bytes);
         self
     }
 

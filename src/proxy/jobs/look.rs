@@ -67,6 +67,7 @@ impl Look for Looker {
             account,
             client,
             head,
+            kept: Vec::new(),
             held: body,
             pending: None,
             hold: None,

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use crate::proxy::finish::Finish;
-use crate::proxy::upstream::Return;
+use crate::proxy::upstream::{self, Answer};
 
 /// The body of every answer. Dropping it early closes the upstream connection that feeds it.
 pub(crate) struct RelayBody {
@@ -25,20 +24,19 @@ enum Source {
 
 struct Relay {
     prefix: Bytes,
-    rest: Incoming,
-    back: Option<Return>,
+    rest: Answer,
     idle: Duration,
     /// Made when the upstream first lets us wait: most answers are there at once.
     sleep: Option<Pin<Box<Sleep>>>,
+    /// To be told once what came before it has left.
+    cut: Option<upstream::Cut>,
 }
 
 /// Why an answer was cut. The connection is closed, so that nobody takes it for whole.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Cut {
-    #[error("the upstream's answer broke off")]
-    Broken(#[source] hyper::Error),
-    #[error("the upstream gave up its answer before the end")]
-    Reset,
+    #[error(transparent)]
+    Upstream(upstream::Cut),
     #[error("nothing came from the upstream for {} s", .0.as_secs_f64())]
     Idle(Duration),
 }
@@ -50,12 +48,12 @@ impl RelayBody {
     }
 
     /// A body still coming; `prefix` has been read already.
-    pub(crate) fn stream(prefix: Bytes, rest: Incoming, back: Return, idle: Duration, finish: Box<Finish>) -> Self {
-        if prefix.is_empty() && rest.is_end_stream() {
-            back.whole();
+    pub(crate) fn stream(prefix: Bytes, mut rest: Answer, idle: Duration, finish: Box<Finish>) -> Self {
+        rest.end_if_empty();
+        if prefix.is_empty() && rest.has_ended() {
             return Self::whole(Bytes::new(), finish);
         }
-        let relay = Relay { prefix, rest, back: Some(back), idle, sleep: None };
+        let relay = Relay { prefix, rest, idle, sleep: None, cut: None };
         Self { source: Source::Stream(Box::new(relay)), finish: Some(finish) }
     }
 
@@ -94,14 +92,14 @@ impl Body for RelayBody {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Whole(bytes) => bytes.is_none(),
-            Source::Stream(relay) => relay.back.is_none(),
+            Source::Stream(relay) => relay.prefix.is_empty() && relay.rest.has_ended(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Source::Stream(relay) => match relay.rest.size_hint().exact() {
+            Source::Stream(relay) => match relay.rest.rest_bytes() {
                 Some(rest) => SizeHint::with_exact(rest + relay.prefix.len() as u64),
                 None => SizeHint::default(),
             },
@@ -123,40 +121,33 @@ impl Relay {
         if !self.prefix.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.prefix)))));
         }
+        if let Some(cut) = self.cut.take() {
+            return Poll::Ready(Some(Err(Cut::Upstream(cut))));
+        }
         loop {
-            match Pin::new(&mut self.rest).poll_frame(cx) {
+            match self.rest.poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     if let Some(sleep) = &mut self.sleep {
                         sleep.as_mut().reset(Instant::now() + self.idle);
-                    }
-                    if self.rest.is_end_stream() {
-                        self.give_back();
                     }
                     // Trailers of one connection end here.
                     if frame.is_data() {
                         return Poll::Ready(Some(Ok(frame)));
                     }
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(Cut::Broken(error)))),
-                Poll::Ready(None) if self.back.as_ref().is_some_and(|back| !back.has_ended(&self.rest)) => {
-                    return Poll::Ready(Some(Err(Cut::Reset)));
+                // hyper forgets what it has not written yet, be it the head, when a body fails.
+                Poll::Ready(Some(Err(cut))) => {
+                    self.cut = Some(cut);
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
-                Poll::Ready(None) => {
-                    self.give_back();
-                    return Poll::Ready(None);
-                }
+                Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => {
                     let idle = self.idle;
                     let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
                     return sleep.as_mut().poll(cx).map(|()| Some(Err(Cut::Idle(idle))));
                 }
             }
-        }
-    }
-
-    fn give_back(&mut self) {
-        if let Some(back) = self.back.take() {
-            back.whole();
         }
     }
 }
