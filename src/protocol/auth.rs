@@ -58,13 +58,29 @@ impl Auth {
 pub(crate) struct KeyHeaders {
     native: (HeaderName, HeaderValue),
     llm: (HeaderName, HeaderValue),
+    /// Where the key begins in `native`.
+    key_at: usize,
 }
+
+/// Shorter ones are no secrets, and are found where they are not meant.
+const LEAST_SECRET_BYTES: usize = 16;
 
 impl KeyHeaders {
     /// `None` where the key has bytes that no header may carry.
     pub(crate) fn new(key: &Secret, protocol: &Protocol) -> Option<Self> {
         let pair = |auth: &Auth| Some((auth.name.clone(), auth.value(key)?));
-        Some(Self { native: pair(&protocol.auth)?, llm: pair(protocol.llm_auth.as_ref().unwrap_or(&protocol.auth))? })
+        Some(Self {
+            native: pair(&protocol.auth)?,
+            llm: pair(protocol.llm_auth.as_ref().unwrap_or(&protocol.auth))?,
+            key_at: protocol.auth.prefix.len(),
+        })
+    }
+
+    /// True where `value` holds the key.
+    pub(crate) fn is_in(&self, value: &HeaderValue) -> bool {
+        let key = self.native.1.as_bytes().get(self.key_at..).unwrap_or_default();
+        (LEAST_SECRET_BYTES..=value.len()).contains(&key.len())
+            && value.as_bytes().windows(key.len()).any(|part| part == key)
     }
 
     /// The header for a family of routes.
@@ -86,6 +102,9 @@ mod tests {
         assert!(!format!("{value:?}").contains("canary"));
         let (name, value) = key.header(Family::Gemini);
         assert_eq!((name.as_str(), value.as_bytes()), ("authorization", &b"Bearer cdt_canary"[..]));
+        let key = KeyHeaders::new(&Secret::new("cdt_canary_0123456789"), &protocol::core_today()).expect("valid");
+        let told = |text| key.is_in(&HeaderValue::from_static(text));
+        assert!(told("you sent cdt_canary_0123456789!") && !told("cdt_canary_012345678") && !told(""));
         assert!(KeyHeaders::new(&Secret::new("a\nb"), &protocol::core_today()).is_none());
     }
 

@@ -198,6 +198,7 @@ impl Outgoing {
             pending: pending.as_mut(),
             hold: hold.as_deref_mut(),
             caller,
+            patience: begun + self.max_wait,
         }
         .send(permit, seq)
         .await;

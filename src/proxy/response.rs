@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri
 
 use crate::credits::Receipt;
 use crate::credits::amount::Amount;
+use crate::protocol::auth::KeyHeaders;
 use crate::protocol::{Family, Meaning, Protocol};
 
 use super::App;
@@ -42,8 +43,9 @@ const CREDITS_RESERVED: HeaderName = HeaderName::from_static("sluicegate-credits
 /// What is left of today's budget.
 const CREDITS_REMAINING: HeaderName = HeaderName::from_static("sluicegate-credits-remaining");
 
-/// The upstream's own limits, under names that cannot be taken for ours.
-const UPSTREAM_LIMITS: [(HeaderName, HeaderName); 3] = [
+/// The upstream's own limits and its name for the request, under names that cannot be taken for ours.
+const UPSTREAM_OWN: [(HeaderName, HeaderName); 4] = [
+    (REQUEST_ID, HeaderName::from_static("sluicegate-upstream-request-id")),
     (LIMIT, HeaderName::from_static("sluicegate-upstream-ratelimit-limit")),
     (REMAINING, HeaderName::from_static("sluicegate-upstream-ratelimit-remaining")),
     (RESET, HeaderName::from_static("sluicegate-upstream-ratelimit-reset")),
@@ -58,6 +60,9 @@ impl App {
         (record.charge, record.credits) = (charge, credits);
         finish.meter = meter;
         clean(&mut head.headers);
+        if let Some(account) = record.account {
+            keep_secret(&mut head.headers, &self.accounts[account].key);
+        }
         // Our own answer to OPTIONS is for browsers, and took no attempt.
         if attempts > 0 || record.method != Method::OPTIONS {
             remove_where(&mut head.headers, cors::is_theirs);
@@ -176,13 +181,24 @@ fn fit(headers: &mut HeaderMap) {
 fn clean(headers: &mut HeaderMap) {
     strip_hop_by_hop(headers);
     // Most answers have none: a look-up of each would hash each.
-    if !headers.keys().any(|name| name.as_str().starts_with("x-ratelimit-")) {
+    if !headers.keys().any(|name| name == REQUEST_ID || name.as_str().starts_with("x-ratelimit-")) {
         return;
     }
-    for (theirs, kept) in &UPSTREAM_LIMITS {
+    for (theirs, kept) in &UPSTREAM_OWN {
         if let Some(value) = headers.remove(theirs) {
             headers.insert(kept, value);
         }
+    }
+}
+
+/// Removes fields in which the upstream tells us our key.
+fn keep_secret(headers: &mut HeaderMap, key: &KeyHeaders) {
+    while let Some(name) = headers.iter().find(|(_, value)| key.is_in(value)).map(|(name, _)| name.clone()) {
+        tracing::warn!(
+            field = name.as_str(),
+            "the upstream's answer has the account's key in a field, which was removed"
+        );
+        headers.remove(name);
     }
 }
 
@@ -235,6 +251,7 @@ mod tests {
     fn every_answer_tells_limits_and_timings() {
         let mut headers = HeaderMap::new();
         headers.insert(REMAINING, HeaderValue::from_static("7"));
+        headers.insert(REQUEST_ID, HeaderValue::from_static("theirs"));
         headers.insert("keep-alive", HeaderValue::from_static("timeout=5"));
         clean(&mut headers);
         let view =
@@ -253,6 +270,7 @@ mod tests {
         tell(&mut headers, &told);
         let expected = [
             ("sluicegate-upstream-ratelimit-remaining", "7"),
+            ("sluicegate-upstream-request-id", "theirs"),
             ("x-request-id", "r1"),
             ("server-timing", "queue;dur=12.0, upstream;dur=340.0, attempts;desc=\"2\""),
             ("sluicegate-charge", "accepted"),

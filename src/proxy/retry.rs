@@ -102,6 +102,8 @@ pub(crate) struct Sending<'a> {
     pub(crate) hold: Option<&'a mut Hold>,
     /// Watched between attempts: nobody pays for another one that nobody waits for.
     pub(crate) caller: Option<&'a watch::Sender<Outcomes>>,
+    /// No connection to the upstream is waited for beyond this: its caller does not want to wait longer before anything is sent.
+    pub(crate) patience: Instant,
 }
 
 struct Failed {
@@ -269,7 +271,7 @@ impl Sending<'_> {
         let queue = &app.account(self.account).queue;
         let ask = self.ask_again(seq, deadline);
         let turn = async {
-            self.worker.upstream.reachable(!self.call.repeatable, deadline).await?;
+            self.worker.upstream.reachable(!self.call.repeatable, deadline.min(self.patience)).await?;
             if !metered {
                 return Ok(queue.unmetered(self.client));
             }

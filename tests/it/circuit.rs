@@ -117,6 +117,22 @@ async fn who_cannot_wait_long_enough_hears_it_as_soon_as_it_is_certain() {
     assert_eq!(before.settled().await, NOTHING);
 }
 
+/// Two find out together that nothing can connect: the circuit opens while they wait for another try.
+#[tokio::test(start_paused = true)]
+async fn who_had_its_turn_waits_no_longer_for_a_connection_than_it_wants_to() {
+    let before = Before::with_plan(PLAN, "");
+    before.raw.refuse(10_000);
+    let begun = Instant::now();
+    let calls = [get("/v1/a"), create()].map(|call| spawn(&before, call.with("sluicegate-max-wait", "2s")));
+    for call in calls {
+        let answer = call.await.expect("answered");
+        assert!(["circuit_open", "upstream_unreachable"].contains(&&*answer.code()), "{answer:?}");
+    }
+    assert_eq!(circuit(&before), "open");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(before.settled().await, NOTHING);
+}
+
 #[tokio::test(start_paused = true)]
 async fn answers_of_any_status_keep_it_closed() {
     let before = Before::with_plan("concurrent_jobs = 5", ONCE);

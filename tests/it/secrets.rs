@@ -58,10 +58,14 @@ async fn the_key_shows_in_no_log_at_any_level_and_in_no_answer() {
             .finish();
         let guard = tracing::subscriber::set_default(subscriber);
         let site = Setup { h2, ..Setup::default() }.memory();
+        let headers = [("x-echo", format!("you sent {KEY}")), ("x-other", "stays".into())];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value)).into();
+        let told_back = Fault::Status { code: 200, headers, execute: false };
         site.mock.script([
             Fault::ResetAfter.on("PATCH", "/"),
             Fault::Garbage { execute: true }.on("GET", "/v1/echo/garbage").times(4),
             Fault::HalfBody.on("GET", "/v1/bytes"),
+            told_back.on("GET", "/v1/told"),
         ]);
         let mut seen = String::new();
         let chat = || post("/llm/openai/v1/chat/completions", r#"{"messages":[]}"#);
@@ -77,6 +81,9 @@ async fn the_key_shows_in_no_log_at_any_level_and_in_no_answer() {
         ] {
             seen.push_str(&show(&site.send(call).await));
         }
+        let told = site.send(get("/v1/told")).await;
+        assert_eq!((told.header("x-echo"), told.header("x-other")), ("", "stays"));
+        seen.push_str(&show(&told));
         site.wires.refuse(9);
         seen.push_str(&show(&site.send(create()).await));
         seen.push_str(&site.proxy.status().to_string());

@@ -72,6 +72,7 @@ impl Look for Looker {
             pending: None,
             hold: None,
             caller: None,
+            patience: ask.deadline,
         };
         let asked = Instant::now();
         let answered = tokio::select! {
