@@ -42,7 +42,7 @@ impl Desk {
     pub async fn admit(&self) -> bool {
         let Ok(mut turn) = self.account.turn(self.ask(Class::Other, false)).await else { return false };
         turn.permit.sent();
-        let _ = turn.permit.answered(Feedback::default(), None);
+        let _ = turn.permit.answered(Feedback::default(), None, Instant::now());
         true
     }
 
@@ -61,7 +61,7 @@ impl Desk {
         let ask = Ask { client, ..self.ask(Class::Other, false) };
         let Ok(mut turn) = self.account.turn(ask).await else { return false };
         turn.permit.sent();
-        let _ = turn.permit.answered(Feedback::default(), None);
+        let _ = turn.permit.answered(Feedback::default(), None, Instant::now());
         true
     }
 

@@ -120,7 +120,7 @@ pub fn feedback(data: &[u8]) {
         }
     }
     for wall in [UNIX_EPOCH, UNIX_EPOCH + Duration::from_secs(1_800_000_000)] {
-        let said = Feedback::read(&headers, wall);
+        let said = Feedback::read(&headers, || wall);
         assert!(said.retry_after.unwrap_or_default() <= Duration::from_secs(86_400));
         assert!(said.reset_in.unwrap_or_default() <= Duration::from_secs(3_600));
     }

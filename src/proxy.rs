@@ -1,5 +1,6 @@
 //! The way of one request, top to bottom: `forward` is the table of contents, the modules below are its steps in order.
 
+use std::borrow::Cow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -151,7 +152,7 @@ async fn forward(worker: &Arc<Worker>, request: Box<Request<Incoming>>, record: 
     let cost = app.cost(&call, (account, client), &head, &body, model.as_deref());
     let idempotency = call.idempotency_key(account, client, &head, &body);
     app.retarget(&mut head)?;
-    let model = model.unwrap_or_else(|| "unknown".into());
+    let model = model.map_or(Cow::Borrowed("unknown"), Cow::Owned);
     // Boxed, as it goes through many hands, each of which would have a place for it.
     let outgoing = Box::new(Outgoing {
         call,
@@ -206,12 +207,9 @@ pub(crate) async fn serve(worker: Arc<Worker>, request: Box<Request<Incoming>>) 
     let app = Arc::clone(&worker.app);
     let (uri, headers) = (request.uri(), request.headers());
     let family = app.protocol.family(uri.path());
-    let record = Record::new(
-        headers::request_id(headers),
-        request.method().clone(),
-        response::reached(&app.protocol, uri, headers),
-    );
+    let record = Record::new(headers::request_id(headers), request.method().clone(), uri.clone());
     let mut finish = Finish::new(Arc::clone(&app), record);
+    finish.record.host = response::reached(&app.protocol, headers);
     finish.record.parent = app.traces.parent(headers);
     finish.record.origin = app.guard.allowed_origin(headers).cloned();
     let passed = {

@@ -1,5 +1,6 @@
 //! From the queue to the answer: a turn, a slot for creates, attempts, and what the answer says about jobs.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,7 +61,7 @@ pub(crate) struct Outgoing {
     pub(crate) client: usize,
     pub(crate) head: request::Parts,
     pub(crate) held: Held,
-    pub(crate) model: String,
+    pub(crate) model: Cow<'static, str>,
     pub(crate) cost: Option<Box<Cost>>,
     /// A create's idempotency key, taken with its intent.
     pub(crate) keyed: Option<Keyed>,
@@ -92,19 +93,19 @@ impl Outgoing {
         record: Option<&mut Record>,
     ) -> Result<Passed, Refusal> {
         let begun = Instant::now();
-        let turn = self.turn(worker, caller, record, begun).await?;
+        let (turn, asked) = self.turn(worker, caller, record, begun).await?;
         // Boxed: those who wait for their turn need none of it yet.
-        Box::pin(self.go(worker, caller, turn, begun)).await
+        Box::pin(self.go(worker, caller, turn, (begun, asked))).await
     }
 
-    /// Waits for its turn. Meanwhile neither it nor its record keeps the buffer that it was read into.
+    /// Waits for its turn, and tells since when it has it. Meanwhile neither it nor its record keeps the buffer that it was read into.
     async fn turn(
         &mut self,
         worker: &Worker,
         caller: Option<&watch::Sender<Outcome>>,
         mut record: Option<&mut Record>,
         begun: Instant,
-    ) -> Result<Turn, Refusal> {
+    ) -> Result<(Turn, Instant), Refusal> {
         let app = &worker.app;
         let (account, client, call, max_wait) = (self.account, self.client, &self.call, self.max_wait);
         let queue = &app.accounts[account].queue;
@@ -140,10 +141,9 @@ impl Outgoing {
             () = app.drained.cancelled() => return Err(Rejection::Draining.into()),
             () = gone(caller) => return Err(Rejection::BadRequest("the caller left").into()),
         };
-        if let Some(packed) = packed {
-            packed.give_back(&mut self.head);
-        }
-        Ok(turn)
+        let Some(packed) = packed else { return Ok((turn, begun)) };
+        packed.give_back(&mut self.head);
+        Ok((turn, Instant::now()))
     }
 
     /// The rest of the way, once it has its turn.
@@ -152,12 +152,11 @@ impl Outgoing {
         worker: &Worker,
         caller: Option<&watch::Sender<Outcome>>,
         turn: Turn,
-        begun: Instant,
+        (begun, asked): (Instant, Instant),
     ) -> Result<Passed, Refusal> {
         let app = &worker.app;
         let (account, client, call) = (self.account, self.client, &self.call);
         let owner = Owner { account, client };
-        let asked = Instant::now();
         let queued = asked - begun;
         let unsent = |rejection| unsent(rejection, queued);
         let Turn { mut permit, slot, seq } = turn;
@@ -187,18 +186,21 @@ impl Outgoing {
         // Not before: whom the queue refuses does not need it.
         app.dress(call, account, &mut self.head.headers);
         let path = call.job.as_ref().map(|_| self.head.uri.path().to_owned()).unwrap_or_default();
+        // Only a slot, a price or a claim can have taken time to note.
+        let begun = if pending.is_none() && hold.is_none() && self.claim.is_none() { asked } else { Instant::now() };
         let sent = Sending {
             worker,
             call,
             account,
             client,
-            head: self.head,
+            head: &mut self.head,
             kept: Vec::new(),
-            held: self.held,
+            held: &mut self.held,
             pending: pending.as_mut(),
             hold: hold.as_deref_mut(),
             caller,
-            patience: begun + self.max_wait,
+            patience: asked - queued + self.max_wait,
+            now: begun,
         }
         .send(permit, seq)
         .await;

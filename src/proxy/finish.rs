@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use http::uri::Authority;
 use http::{HeaderValue, Method, StatusCode, Uri};
 use tokio::time::Instant;
 
@@ -37,8 +38,9 @@ pub(crate) struct Finish {
 pub(crate) struct Record {
     pub(crate) request_id: HeaderValue,
     pub(crate) method: Method,
-    /// With the authority by which the caller reached us, where URLs in answers are turned to it.
     pub(crate) uri: Uri,
+    /// Its `Host`, where URLs in answers are turned to it.
+    pub(crate) host: Option<HeaderValue>,
     /// The allowed origin of the page that calls.
     pub(crate) origin: Option<HeaderValue>,
     /// The span of the caller.
@@ -67,6 +69,7 @@ impl Record {
             request_id,
             method,
             uri,
+            host: None,
             origin: None,
             parent: Parent::default(),
             client: None,
@@ -84,12 +87,18 @@ impl Record {
         }
     }
 
+    /// The authority by which the caller reached us.
+    pub(crate) fn reached(&self) -> Option<Authority> {
+        let named = || Authority::try_from(self.host.as_ref()?.as_bytes()).ok();
+        self.uri.authority().cloned().or_else(named)
+    }
+
     /// Lets go of the buffer that the request was read into.
     pub(crate) fn detach(&mut self) {
         if let Ok(own) = self.uri.to_string().parse() {
             self.uri = own;
         }
-        for value in std::iter::once(&mut self.request_id).chain(&mut self.origin) {
+        for value in std::iter::once(&mut self.request_id).chain(&mut self.origin).chain(&mut self.host) {
             if let Ok(own) = HeaderValue::from_bytes(value.as_bytes()) {
                 *value = own;
             }

@@ -167,10 +167,15 @@ pub(crate) fn random_id() -> HeaderValue {
     Values::new().bytes(&hex).take()
 }
 
+/// A look-up that hashes nothing: cheaper than `get` among the few fields that a request has.
+pub(crate) fn find<'h>(headers: &'h HeaderMap, wanted: &HeaderName) -> Option<&'h HeaderValue> {
+    headers.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value)
+}
+
 /// The caller's request id if it is fit to be logged, else a new one.
 pub(crate) fn request_id(headers: &HeaderMap) -> HeaderValue {
     let fit = |id: &&HeaderValue| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic);
-    headers.get(REQUEST_ID).filter(fit).cloned().unwrap_or_else(random_id)
+    find(headers, &REQUEST_ID).filter(fit).cloned().unwrap_or_else(random_id)
 }
 
 #[cfg(test)]

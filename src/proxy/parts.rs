@@ -209,7 +209,7 @@ impl App {
 
     /// How long this call may wait: `queue.max_wait`, or less if the caller says so.
     pub(crate) fn max_wait(&self, head: &request::Parts) -> Result<Duration, Rejection> {
-        let Some(asked) = head.headers.get(headers::MAX_WAIT) else {
+        let Some(asked) = headers::find(&head.headers, &headers::MAX_WAIT) else {
             return Ok(self.max_wait);
         };
         let asked = asked.to_str().ok().and_then(|text| text.trim().parse::<jiff::SignedDuration>().ok());

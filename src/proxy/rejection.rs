@@ -20,7 +20,8 @@ pub(crate) const LIMIT_SOURCE: HeaderName = HeaderName::from_static("sluicegate-
 /// Tells SDKs that trying again now is pointless.
 pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
-const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+/// How long waiting helps, in milliseconds.
+pub(crate) const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 /// What the last answer to a request over the limit told, its body, `Proxy-Status` and `Retry-After`.
 type LastRefusal = Option<((Family, u32, Duration, u64), Written)>;
@@ -332,7 +333,7 @@ impl Rejection {
         headers.insert(PROXY_STATUS, proxy_status);
         if let (Some(wait), Some(retry_after)) = (retry_in, retry_after) {
             headers.insert(header::RETRY_AFTER, retry_after);
-            headers.insert(RETRY_AFTER_MS, HeaderValue::from(millis_up(wait)));
+            headers.insert(RETRY_AFTER_MS, Values::new().number(millis_up(wait)).take());
         } else {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
@@ -441,7 +442,8 @@ fn not_allowed(model: &str) -> String {
 }
 
 /// Whole milliseconds, rounded up; without the 128 bits of `Duration::as_nanos`.
-fn millis_up(wait: Duration) -> u64 {
+/// Whole milliseconds, rounded up.
+pub(crate) fn millis_up(wait: Duration) -> u64 {
     let millis = wait.subsec_nanos().div_ceil(1_000_000);
     wait.as_secs().saturating_mul(1000).saturating_add(millis.into())
 }

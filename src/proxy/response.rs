@@ -3,8 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::uri::{Authority, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri, header};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
 use crate::credits::Receipt;
 use crate::credits::amount::Amount;
@@ -14,7 +14,7 @@ use crate::protocol::{Family, Meaning, Protocol};
 use super::App;
 use super::cors;
 use super::dispatch::{Passed, Refusal};
-use super::finish::Finish;
+use super::finish::{Finish, Record};
 use super::headers::{CHARGE, REQUEST_ID, remove_where, strip_hop_by_hop};
 use super::jobs::Charge;
 use super::queue::Class;
@@ -31,6 +31,9 @@ pub(crate) mod framing;
 
 /// The fields that tell limits.
 mod limits;
+
+/// Refusals over the limit, many a second.
+mod storm;
 
 /// The body.
 mod relay;
@@ -74,12 +77,12 @@ impl App {
         if head.status == StatusCode::TOO_MANY_REQUESTS {
             head.headers.insert(LIMIT_SOURCE, HeaderValue::from_static("upstream"));
         }
-        self.tell(&mut head.headers, &finish);
+        tell(&mut head.headers, &self.told(&finish.record));
+        tell_more(&mut head.headers, &finish.record);
         let body = match body {
             ReplyBody::Whole(bytes) => {
                 // Whole is what was read, as it is about jobs, or a refusal.
-                let host = finish.record.uri.authority();
-                let turned = host.and_then(|host| self.turned(&bytes, host));
+                let turned = finish.record.reached().and_then(|host| self.turned(&bytes, &host));
                 if turned.is_some() {
                     fit(&mut head.headers);
                 }
@@ -114,18 +117,24 @@ impl App {
         (record.attempts, record.queued, record.upstream) = (spent.attempts, spent.queued, spent.upstream);
         record.charge = (record.class == Some(Class::Create)).then_some(*charge);
         record.credits = spent.credits;
+        let told = self.told(&finish.record);
+        if let Some((mut head, body)) = storm::answer(rejection, family, &told) {
+            tell_more(&mut head.headers, &finish.record);
+            return Response::from_parts(head, RelayBody::whole(body, finish));
+        }
         let (mut head, mut body) = rejection.response(family).into_parts();
         if matches!(rejection, Rejection::NotYours) {
             body = self.protocol.not_found.clone().into();
         }
-        self.tell(&mut head.headers, &finish);
+        tell(&mut head.headers, &told);
+        tell_more(&mut head.headers, &finish.record);
         Response::from_parts(head, RelayBody::whole(body, finish))
     }
 
-    fn tell(&self, headers: &mut HeaderMap, finish: &Finish) {
-        let record = &finish.record;
+    /// What is told of a call that has come to its end.
+    fn told<'a>(&self, record: &'a Record) -> Told<'a> {
         let owner = record.client.zip(record.account);
-        let told = Told {
+        Told {
             request_id: &record.request_id,
             queued: record.queued,
             upstream: record.upstream,
@@ -135,14 +144,17 @@ impl App {
             credits: record.credits,
             credits_left: owner.and_then(|(client, account)| self.credits.remaining(account, client)),
             wall: self.clock.wall(),
-        };
-        tell(headers, &told);
-        if let Some(origin) = &record.origin {
-            cors::allow(headers, origin);
         }
-        for (name, value) in &record.applied {
-            headers.append(name, value.clone());
-        }
+    }
+}
+
+/// For pages of another origin, and what rules of the account have changed.
+fn tell_more(headers: &mut HeaderMap, record: &Record) {
+    if let Some(origin) = &record.origin {
+        cors::allow(headers, origin);
+    }
+    for (name, value) in &record.applied {
+        headers.append(name, value.clone());
     }
 }
 
@@ -159,15 +171,17 @@ struct Told<'a> {
     wall: SystemTime,
 }
 
-/// The request's target, with the authority by which the caller reached us where answers need it. The guard checks the name.
-pub(crate) fn reached(protocol: &Protocol, uri: &Uri, headers: &HeaderMap) -> Uri {
-    let named = || Authority::try_from(headers.get(header::HOST)?.as_bytes()).ok();
-    if protocol.rewrite.is_empty() || uri.authority().is_some() {
-        return uri.clone();
+impl Told<'_> {
+    /// It has taken no time worth showing.
+    fn is_untried(&self) -> bool {
+        const SHOWN: Duration = Duration::from_micros(50);
+        self.attempts == 0 && self.queued < SHOWN && self.upstream < SHOWN
     }
-    let mut parts = uri.clone().into_parts();
-    (parts.scheme, parts.authority) = (Some(Scheme::HTTP), named());
-    Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
+}
+
+/// The authority by which the caller reached us, where URLs in answers are turned to it. The guard checks the name.
+pub(crate) fn reached(protocol: &Protocol, headers: &HeaderMap) -> Option<HeaderValue> {
+    if protocol.rewrite.is_empty() { None } else { headers.get(header::HOST).cloned() }
 }
 
 /// Fields that were true of the body before URLs in it were turned.
@@ -232,8 +246,7 @@ fn credits(amount: Amount) -> HeaderValue {
 
 /// How long the call waited here, and there.
 fn timing(told: &Told<'_>) -> HeaderValue {
-    const SHOWN: Duration = Duration::from_micros(50);
-    if told.attempts == 0 && told.queued < SHOWN && told.upstream < SHOWN {
+    if told.is_untried() {
         return HeaderValue::from_static("queue;dur=0.0, upstream;dur=0.0, attempts;desc=\"0\"");
     }
     let mut values = Values::new();

@@ -93,10 +93,10 @@ pub(crate) struct Sending<'a> {
     pub(crate) account: usize,
     pub(crate) client: usize,
     /// Prepared: hop-by-hop fields and credentials gone, the key in.
-    pub(crate) head: http::request::Parts,
+    pub(crate) head: &'a mut http::request::Parts,
     /// The fields of `head`, while an attempt has them.
     pub(crate) kept: Vec<(HeaderName, HeaderValue)>,
-    pub(crate) held: Held,
+    pub(crate) held: &'a mut Held,
     pub(crate) pending: Option<&'a mut Pending>,
     /// What it costs, where it costs anything.
     pub(crate) hold: Option<&'a mut Hold>,
@@ -104,6 +104,8 @@ pub(crate) struct Sending<'a> {
     pub(crate) caller: Option<&'a watch::Sender<Outcomes>>,
     /// No connection to the upstream is waited for beyond this: its caller does not want to wait longer before anything is sent.
     pub(crate) patience: Instant,
+    /// When something last happened: at first when it has its turn, later when an answer's head came.
+    pub(crate) now: Instant,
 }
 
 struct Failed {
@@ -115,7 +117,7 @@ impl Sending<'_> {
     /// Sends with retries. Every attempt but the first waits for its own turn.
     pub(crate) async fn send(&mut self, mut permit: Permit, seq: u64) -> Result<Reply, Unanswered> {
         let app = &self.worker.app;
-        let begun = Instant::now();
+        let begun = self.now;
         let attempt_timeout = app.attempt_timeout(self.call);
         let deadline = begun + app.total_timeout.max(attempt_timeout);
         app.account(self.account).budget().first(begun);
@@ -142,13 +144,17 @@ impl Sending<'_> {
                     }
                 };
             };
-            now = Instant::now();
+            now = match &result {
+                // It streams on; others have been read.
+                Ok(Reply { body: ReplyBody::Stream { .. }, .. }) if !self.call.observed() => self.now,
+                _ => Instant::now(),
+            };
             let (outcome, retry_after) = match &result {
                 Ok(reply) => (
                     Outcome::Answer(reply.head.status),
                     // Of no use with an answer that ends the call.
                     (!reply.head.status.is_success())
-                        .then(|| Feedback::read(&reply.head.headers, app.clock.wall()).retry_after)
+                        .then(|| Feedback::read(&reply.head.headers, || app.clock.wall()).retry_after)
                         .flatten(),
                 ),
                 Err(failed) => (failed.outcome, None),
@@ -320,7 +326,7 @@ impl Sending<'_> {
             if permit.is_stale() {
                 return Err(unsent(Unreachable::Timeout));
             }
-            let Some(body) = self.worker.app.bodies.send(&mut self.held, &upload) else {
+            let Some(body) = self.worker.app.bodies.send(self.held, &upload) else {
                 return Err(Failed { outcome: Outcome::Unsent, rejection: Rejection::Internal });
             };
             let request = self.request(body, connection.is_h2());
@@ -343,6 +349,7 @@ impl Sending<'_> {
             };
             match answer {
                 Ok((mut head, mut rest)) => {
+                    self.now = Instant::now();
                     self.worker.upstream.answered();
                     if let Err(broken) = framing::check(&mut head) {
                         return Err(self.broken(broken, attempt));
@@ -418,7 +425,7 @@ impl Sending<'_> {
     fn listen(&mut self, permit: Permit, head: &response::Parts) {
         let app = &self.worker.app;
         let account = app.account(self.account);
-        let feedback = Feedback::read(&head.headers, app.clock.wall());
+        let feedback = Feedback::read(&head.headers, || app.clock.wall());
         let refused = (head.status == StatusCode::TOO_MANY_REQUESTS).then(|| {
             let for_jobs = match feedback.remaining {
                 Some(left) => left > 0,
@@ -429,7 +436,7 @@ impl Sending<'_> {
         if let Some(refused) = refused {
             account.counters.refused(refused, app.clock.wall());
         }
-        if permit.answered(feedback, refused) {
+        if permit.answered(feedback, refused, self.now) {
             tracing::warn!(
                 account = account.name,
                 "the upstream answered 429 although its plan was kept: attempts are evenly spaced from now on (pacing = \"auto\")"

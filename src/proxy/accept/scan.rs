@@ -22,7 +22,13 @@ pub(crate) struct Scanner {
     state: State,
     /// Heads passed so far.
     heads: u64,
+    /// The last of them, unless it was long, and how its body's end is found. Whoever polls sends the same again and again.
+    last: Vec<u8>,
+    then: Framing,
 }
+
+/// Heads up to this size are compared with the next one.
+const COMPARED_BYTES: usize = 512;
 
 #[derive(Debug)]
 enum State {
@@ -58,7 +64,7 @@ pub(crate) enum Then {
 
 impl Default for Scanner {
     fn default() -> Self {
-        Self { state: State::Head { head: Head::default(), blank: false }, heads: 0 }
+        Self { state: State::next(), heads: 0, last: Vec::new(), then: Framing::None }
     }
 }
 
@@ -95,10 +101,21 @@ impl Scanner {
                             Some(_) => {}
                         }
                     }
-                    match head.scan(rest) {
+                    let again = head.is_new() && !self.last.is_empty() && rest.starts_with(&self.last);
+                    let seen = if again { Ok(Some((self.last.len(), self.then))) } else { head.scan(rest) };
+                    match seen {
                         Ok(Some((length, framing))) => {
                             passed += length;
                             self.heads += 1;
+                            if !again {
+                                self.last.clear();
+                                self.last.extend_from_slice(if length > COMPARED_BYTES {
+                                    &[]
+                                } else {
+                                    &rest[..length]
+                                });
+                                self.then = framing;
+                            }
                             self.state = match framing {
                                 Framing::None | Framing::Length(0) => State::next(),
                                 Framing::Length(length) => State::Length(length),

@@ -60,21 +60,22 @@ impl Look for Looker {
         };
         let Some(turn) = turn else { return false };
         app.dress(&call, account, &mut head.headers);
-        let body = Held::Whole(Bytes::new(), Place::default());
+        let mut body = Held::Whole(Bytes::new(), Place::default());
+        let asked = Instant::now();
         let mut sending = Sending {
             worker: &worker,
             call: &call,
             account,
             client,
-            head,
+            head: &mut head,
             kept: Vec::new(),
-            held: body,
+            held: &mut body,
             pending: None,
             hold: None,
             caller: None,
             patience: ask.deadline,
+            now: asked,
         };
-        let asked = Instant::now();
         let answered = tokio::select! {
             answered = sending.send(turn.permit, turn.seq) => answered,
             () = app.drain.cancelled() => return false,

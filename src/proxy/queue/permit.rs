@@ -84,12 +84,11 @@ impl Permit {
         }
     }
 
-    /// The response head arrived. True when this answer switched the account to pacing.
-    pub(crate) fn answered(mut self, feedback: Feedback, refused: Option<Refused>) -> bool {
+    /// The response head arrived just now. True when this answer switched the account to pacing.
+    pub(crate) fn answered(mut self, feedback: Feedback, refused: Option<Refused>, now: Instant) -> bool {
         let Stage::Sent(stamp) = std::mem::replace(&mut self.stage, Stage::Done) else {
             return false;
         };
-        let now = Instant::now();
         let mut switched = false;
         self.account.change(|book| {
             switched = book.quota.answered(self.claim, stamp, feedback, refused, now);

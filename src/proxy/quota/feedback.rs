@@ -29,8 +29,8 @@ pub(crate) struct Feedback {
 }
 
 impl Feedback {
-    /// Reads the headers of an answer received at `wall` by our clock.
-    pub(crate) fn read(headers: &HeaderMap, mut wall: SystemTime) -> Self {
+    /// Reads the headers of an answer received at `wall` by our clock, which few answers need.
+    pub(crate) fn read(headers: &HeaderMap, wall: impl FnOnce() -> SystemTime) -> Self {
         // In one pass: a look-up of each would hash each. Of those that come more than once, the first.
         let (mut remaining, mut reset, mut after, mut date) = (None, None, None, None);
         for (name, value) in headers {
@@ -43,11 +43,13 @@ impl Feedback {
             };
             field.get_or_insert(value);
         }
-        if (reset, after) != (None, None) {
-            wall = text(date).and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(wall);
+        let remaining = text(remaining).and_then(|value| value.parse().ok());
+        if (reset, after) == (None, None) {
+            return Self { remaining, ..Self::default() };
         }
+        let wall = text(date).and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or_else(wall);
         Self {
-            remaining: text(remaining).and_then(|value| value.parse().ok()),
+            remaining,
             reset_in: text(reset).and_then(|value| reset_in(value, wall)),
             retry_after: text(after).and_then(|value| retry_after(value, wall)),
         }
@@ -95,7 +97,7 @@ mod tests {
         for (name, value) in pairs {
             headers.insert(*name, HeaderValue::from_str(value).expect("a header value"));
         }
-        Feedback::read(&headers, wall())
+        Feedback::read(&headers, wall)
     }
 
     #[test]

@@ -28,11 +28,32 @@ thread_local! {
     static LAST: RefCell<Last> = const { RefCell::new(Last { plan: None, left: None }) };
 }
 
+/// The numbers that a view comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Numbers {
+    limit: u32,
+    window: u64,
+    remaining: u32,
+    until: u64,
+    reset: u64,
+}
+
+impl Numbers {
+    /// At this time.
+    pub(super) fn of(view: View, wall: SystemTime) -> Self {
+        Self {
+            limit: view.limit,
+            window: seconds_up(view.window),
+            remaining: view.remaining,
+            until: seconds_up(view.reset_in),
+            reset: seconds_up((wall + view.reset_in).duration_since(UNIX_EPOCH).unwrap_or_default()),
+        }
+    }
+}
+
 /// Adds what this view tells at this time. draft-ietf-httpapi-ratelimit-headers-10: quota and window in seconds; what is left and until when.
 pub(super) fn tell(headers: &mut HeaderMap, view: View, wall: SystemTime) {
-    let (limit, window) = (view.limit, seconds_up(view.window));
-    let (remaining, until) = (view.remaining, seconds_up(view.reset_in));
-    let reset = seconds_up((wall + view.reset_in).duration_since(UNIX_EPOCH).unwrap_or_default());
+    let Numbers { limit, window, remaining, until, reset } = Numbers::of(view, wall);
     let ([limit, policy], [remaining, reset, left]) = LAST.with_borrow_mut(|last| {
         let plan = written(&mut last.plan, (limit, window), |values| {
             let limits = values.number(limit).take();

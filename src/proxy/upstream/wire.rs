@@ -124,6 +124,10 @@ impl Wire {
     pub(super) async fn settle(&mut self) {
         std::future::poll_fn(|cx| {
             drive(&mut self.connection, &self.bell, &self.waker, cx);
+            if !self.is_ready() {
+                // hyper asks for the next request first, then writes: with the last of this one written, it has not asked yet.
+                drive(&mut self.connection, &self.bell, &self.waker, cx);
+            }
             if self.is_ready() || self.has_ended() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;

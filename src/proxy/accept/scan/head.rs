@@ -16,7 +16,7 @@ pub(crate) const MAX_FIELDS: u32 = 100;
 const MAX_METHOD_BYTES: usize = 32;
 
 /// How the end of the body is found.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Framing {
     None,
     Length(u64),
@@ -53,6 +53,11 @@ fn bad<T>(why: &'static str) -> Result<T, Rejection> {
 }
 
 impl Head {
+    /// Nothing of it has been seen.
+    pub(super) fn is_new(&self) -> bool {
+        self.fields_at == 0
+    }
+
     /// Looks at a head from its beginning; earlier calls saw a shorter piece of it. Its length once it is whole.
     pub(super) fn scan(&mut self, bytes: &[u8]) -> Result<Option<(usize, Framing)>, Rejection> {
         if self.fields_at == 0 {

@@ -166,6 +166,19 @@ proptest! {
     }
 
     #[test]
+    fn a_head_is_judged_as_if_none_had_been_before(message in message(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+        let mut scanner = Scanner::default();
+        for _ in 0..2 {
+            prop_assert_eq!(scanner.feed(&message), Seen { passed: message.len(), then: Then::More });
+        }
+        let mut next = message;
+        let at = at.index(next.len());
+        next[at] = byte;
+        let seen = scanner.feed(&next);
+        prop_assert_eq!((scanner.heads() - 2, seen.passed, seen.then), whole(&next));
+    }
+
+    #[test]
     fn hyper_finds_the_same_messages_in_what_is_passed(bytes in spoilt()) {
         let mut scanner = Scanner::default();
         let passed = scanner.feed(&bytes).passed;
