@@ -13,8 +13,7 @@ use sluicegate::connect::{Connect, Connected, Connecting};
 use sluicegate::mock::{Mock, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-use super::receivers::Receivers;
-use super::{create, options};
+use super::{Receivers, create, options};
 use crate::support::PIPE_BYTES;
 use crate::support::client::{self, Answer};
 use crate::support::config::Scratch;
