@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sluicegate::app::Proxy;
-use sluicegate::clock::Clock;
 use sluicegate::connect::{Connect, Connected, Connecting};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::net::TcpStream;
@@ -43,10 +41,8 @@ impl Connect for Gigabyte {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_takes_nothing_holds_little_and_not_for_long() {
     let scratch = Scratch::new();
-    let config = scratch.load(FREE, "", "http://localhost:1");
     let upstream = Arc::new(Gigabyte::default());
-    let connector = Arc::clone(&upstream) as Arc<dyn Connect>;
-    let proxy = Proxy::build(&config, Clock::tokio(), Some(connector)).expect("a good configuration");
+    let proxy = scratch.proxy(FREE, "", Arc::clone(&upstream) as Arc<dyn Connect>);
     let (mut near, far) = duplex(PIPE_BYTES);
     let served = tokio::spawn(proxy.serve(far));
     near.write_all(GET).await.expect("written");

@@ -12,15 +12,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluicegate::app::Proxy;
-use sluicegate::clock::Clock;
 use sluicegate::connect::Connect;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use tokio::time::timeout;
 
 use crate::support::config::Scratch;
 use crate::support::recorder::{Raw, RawUpstream};
-use crate::support::{FREE, KEY, PIPE_BYTES};
+use crate::support::{FREE, KEY, connect};
 
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -142,13 +140,9 @@ struct Outcome {
 
 async fn run(case: &Case, piece_bytes: usize) -> Outcome {
     let scratch = Scratch::new();
-    let config = scratch.load(FREE, "", "http://localhost:1");
     let upstream = Arc::new(RawUpstream::default());
-    let connector = Arc::clone(&upstream) as Arc<dyn Connect>;
-    let proxy = Proxy::build(&config, Clock::tokio(), Some(connector)).expect("a good configuration");
-    let (near, far) = duplex(PIPE_BYTES);
-    tokio::spawn(proxy.serve(far));
-    let (mut reading, mut writing) = split(near);
+    let proxy = scratch.proxy(FREE, "", Arc::clone(&upstream) as Arc<dyn Connect>);
+    let (mut reading, mut writing) = split(connect(&proxy));
     let sent = match &case.send {
         Text::One(text) => bytes(text),
         Text::Many(lines) => lines.iter().flat_map(|line| bytes(line)).collect(),

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluicegate::app::Proxy;
-use sluicegate::clock::Clock;
 use sluicegate::connect::{Connect, Connected, Connecting};
 use sluicegate::mock::{Mock, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
@@ -12,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::support::client::{self, With};
 use crate::support::config::Scratch;
-use crate::support::{FREE, KEY, NOTHING, PIPE_BYTES, Setup, Site, get};
+use crate::support::{FREE, KEY, NOTHING, PIPE_BYTES, Setup, Site, connect, get};
 
 /// Writes these bytes to the proxy and reads what comes until it closes, or for ten minutes.
 async fn raw(site: &Site, text: &str) -> String {
@@ -223,13 +221,9 @@ impl Connect for SlowUpstream {
 async fn an_upload_whose_upstream_is_slow_is_not_cut() {
     let scratch = Scratch::new();
     let mock = Arc::new(Mock::in_memory(Options { keys: vec![KEY.to_owned()], ..Options::default() }));
-    let config = scratch.load(FREE, "", "http://localhost:1");
-    let connector = Arc::new(SlowUpstream(Arc::clone(&mock))) as Arc<dyn Connect>;
-    let proxy = Proxy::build(&config, Clock::tokio(), Some(connector)).expect("a good configuration");
-    let (near, far) = duplex(PIPE_BYTES);
-    tokio::spawn(proxy.serve(far));
+    let proxy = scratch.proxy(FREE, "", Arc::new(SlowUpstream(Arc::clone(&mock))));
     let begun = Instant::now();
-    let answer = client::exchange(near, client::request("POST", "/v1/echo", vec![b'x'; 3 << 20])).await;
+    let answer = client::exchange(connect(&proxy), client::request("POST", "/v1/echo", vec![b'x'; 3 << 20])).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(begun.elapsed() > Duration::from_secs(300), "{:?}", begun.elapsed());
 }

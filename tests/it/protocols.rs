@@ -1,25 +1,23 @@
 //! Job protocols over the whole hop: the Replicate preset before a mock of it, and one of the operator's own before an API of ten lines.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use http_body_util::Full;
 use serde_json::{Value, json};
 use sluicegate::mock::{Dialect, Fault, Options, RunTime};
 use sluicegate::server::Server;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::support::client::{self, Answer, With, request};
 use crate::support::config::Scratch;
 use crate::support::patience::until;
+use crate::support::server::{self, Answers, says};
 use crate::support::{KEY, NOTHING, Setup, get, post};
 
 const REPLICATE: &str = "[upstream]\nprotocol = \"replicate\"";
@@ -197,25 +195,18 @@ struct Luma {
 
 impl Luma {
     async fn start() -> (Arc<Self>, String) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let url = format!("http://{}", listener.local_addr().expect("an address"));
         let luma = Arc::new(Self { jobs: Mutex::default(), seen: Mutex::default() });
-        let shared = Arc::clone(&luma);
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let luma = Arc::clone(&shared);
-                let service = service_fn(move |request| Arc::clone(&luma).answer(request));
-                tokio::spawn(
-                    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
-                );
-            }
-        });
-        (luma, url)
+        let address = server::listen(&luma).await;
+        (luma, format!("http://{address}"))
     }
 
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-        let (head, body) = request.into_parts();
-        drop(body.collect().await);
+    fn set(&self, id: &str, state: &'static str) {
+        self.jobs.lock().expect("no panics").insert(id.to_owned(), state);
+    }
+}
+
+impl Answers for Luma {
+    async fn answer(self: Arc<Self>, head: Parts, _body: Option<Bytes>) -> Response<Full<Bytes>> {
         let header = |name: &str| head.headers.get(name).map_or("-", |value| value.to_str().expect("text")).to_owned();
         let line = format!(
             "{} {} {} {} {}",
@@ -246,13 +237,7 @@ impl Luma {
             _ => (StatusCode::NOT_FOUND, json!({"detail": "Not found"})),
         };
         let text = if body.is_null() { String::new() } else { body.to_string() };
-        let mut response = Response::new(Full::new(text.into()));
-        *response.status_mut() = status;
-        Ok(response)
-    }
-
-    fn set(&self, id: &str, state: &'static str) {
-        self.jobs.lock().expect("no panics").insert(id.to_owned(), state);
+        says(status.as_u16(), text)
     }
 }
 

@@ -13,12 +13,12 @@ use sluicegate::app::Proxy;
 use sluicegate::clock::Clock;
 use sluicegate::config::{self, Attempt, Flags, Sources};
 use sluicegate::reload::{Refused, Reloading};
-use tokio::io::duplex;
 use tokio::time::timeout;
 
 use crate::support::config::Scratch;
-use crate::support::vault::{Passage, Vault};
-use crate::support::{Answer, PIPE_BYTES, client, get};
+use crate::support::server::Way;
+use crate::support::vault::Vault;
+use crate::support::{Answer, client, connect, get};
 
 /// Plans.
 mod limits;
@@ -99,7 +99,7 @@ impl Gate {
         let Attempt { loaded, watch } = config::load_watched(&sources);
         let loaded = loaded.unwrap_or_else(|report| panic!("{report}"));
         config::prepare(&loaded.config).expect("a place for state");
-        let way = Arc::new(Passage(Arc::clone(&vault)));
+        let way = Arc::new(Way(Arc::clone(&vault)));
         let proxy = Proxy::build(&loaded.config, Clock::tokio(), Some(way)).expect("a good configuration");
         let reloading = proxy.reloading(sources, loaded.path, watch);
         Self { proxy, reloading, vault, scratch }
@@ -117,9 +117,7 @@ impl Gate {
 
     /// Sends one request over a connection of its own.
     fn send(&self, request: Request<Full<Bytes>>) -> impl Future<Output = Answer> + Send + use<> {
-        let (near, far) = duplex(PIPE_BYTES);
-        tokio::spawn(self.proxy.serve(far));
-        client::exchange(near, request)
+        client::exchange(connect(&self.proxy), request)
     }
 
     async fn statuses(&self, times: usize) -> Vec<u16> {

@@ -10,13 +10,12 @@ use h2::{Reason, server};
 use http::{Request, Response};
 use http_body_util::Full;
 use sluicegate::app::Proxy;
-use sluicegate::clock::Clock;
 use sluicegate::connect::{Connect, Connected, Connecting};
 use tokio::io::{DuplexStream, duplex};
 use tokio::time::{sleep, timeout};
 
 use crate::support::config::Scratch;
-use crate::support::{Answer, NOTHING, PIPE_BYTES, client, create, get, poll};
+use crate::support::{Answer, NOTHING, PIPE_BYTES, client, connect, create, get, poll};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
@@ -143,9 +142,8 @@ impl Site {
     fn new() -> Self {
         let (scratch, upstream) = (Scratch::new(), Arc::new(Upstream::default()));
         let toml = "[upstream]\nattempt_timeout = \"10s\"\nidle_timeout = \"10s\"";
-        let config = scratch.load("requests_per_minute = 600\nconcurrent_jobs = 20", toml, "http://localhost:1");
         let wire = Arc::new(Wire(Arc::clone(&upstream)));
-        let proxy = Proxy::build(&config, Clock::tokio(), Some(wire)).expect("a good configuration");
+        let proxy = scratch.proxy("requests_per_minute = 600\nconcurrent_jobs = 20", toml, wire);
         Self { proxy, upstream, _scratch: scratch }
     }
 
@@ -155,9 +153,7 @@ impl Site {
 
     /// `None`: the connection was cut before the head was out.
     async fn try_send(&self, call: Request<Full<Bytes>>) -> Option<Answer> {
-        let (near, far) = duplex(PIPE_BYTES);
-        tokio::spawn(self.proxy.serve(far));
-        timeout(Duration::from_secs(600), client::try_exchange(near, call)).await.expect("in time")
+        timeout(Duration::from_secs(600), client::try_exchange(connect(&self.proxy), call)).await.expect("in time")
     }
 
     /// Nothing is held, and a good call passes.

@@ -3,17 +3,11 @@
 //! What must hold is counted by the upstream and by the receiver of webhooks. A create whose answer never was on our disk is the only thing
 //! that may be unknown; it is shown as such and counts as paid, once.
 
-use std::convert::Infallible;
-
 use http::Response;
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use http::request::Parts;
 
 use super::*;
+use crate::support::server::{self, Answers, says};
 
 /// What came of some points.
 #[derive(Debug, Default, Clone, Copy)]
@@ -57,7 +51,7 @@ async fn killed_at_any_point_jobs_slots_credits_and_webhooks_are_exact() {
 /// Runs, is killed at a moment that `point` chooses, goes on until all is done, and is judged.
 async fn everything_killed_at(point: u64) -> Tally {
     let mut chance = Rng::with_seed(point ^ 0xdead);
-    let receiver = Receiver::listen(chance.u64(0..15)).await;
+    let (receiver, hook) = Receiver::listen(chance.u64(0..15)).await;
     let place = Home::with(&tables(point));
     let mock = Arc::new(imitate(chance.u64(0..10), chance.u64(0..10)).await);
     let mut program = place.start(&mock).await;
@@ -65,7 +59,7 @@ async fn everything_killed_at(point: u64) -> Tally {
     let mut callers = JoinSet::new();
     for caller in 0..CALLERS {
         let rng = Rng::with_seed(chance.u64(..));
-        callers.spawn(call(format!("{caller}"), rng, program.data, receiver.url.clone(), Arc::clone(&told), u32::MAX));
+        callers.spawn(call(format!("{caller}"), rng, program.data, hook.clone(), Arc::clone(&told), u32::MAX));
     }
     sleep(Duration::from_millis(chance.u64(20..600))).await;
     program.running.kill().await;
@@ -78,7 +72,7 @@ async fn everything_killed_at(point: u64) -> Tally {
     let mut program = place.start(&mock).await;
     for caller in 0..3 {
         let rng = Rng::with_seed(chance.u64(..));
-        callers.spawn(call(format!("again-{caller}"), rng, program.data, receiver.url.clone(), Arc::clone(&told), 3));
+        callers.spawn(call(format!("again-{caller}"), rng, program.data, hook.clone(), Arc::clone(&told), 3));
     }
     while let Some(caller) = callers.join_next().await {
         caller.expect("no caller panics");
@@ -187,42 +181,18 @@ impl Program {
 }
 
 /// Takes webhooks, and counts.
-#[derive(Clone)]
 struct Receiver {
-    url: String,
     /// Job, `webhook-id`, whether it failed.
-    hits: Arc<Mutex<Vec<(String, String, bool)>>>,
+    hits: Mutex<Vec<(String, String, bool)>>,
     delay: Duration,
 }
 
 impl Receiver {
-    async fn listen(delay_ms: u64) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let url = format!("http://{}/hook", listener.local_addr().expect("bound"));
-        let receiver = Self { url, hits: Arc::default(), delay: Duration::from_millis(delay_ms) };
-        let shared = receiver.clone();
-        tokio::spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
-                let receiver = shared.clone();
-                let service = service_fn(move |request| receiver.clone().take(request));
-                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(tcp), service));
-            }
-        });
-        receiver
-    }
-
-    async fn take(self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-        let (head, body) = request.into_parts();
-        // What a killed process did not send whole was not delivered.
-        if let Ok(body) = body.collect().await {
-            let said: Value = serde_json::from_slice(&body.to_bytes()).expect("JSON");
-            let job = said["job_id"].as_str().expect("an id");
-            let id = head.headers["webhook-id"].to_str().expect("text");
-            let hit = (job.to_owned(), id.to_owned(), said["status"] == "failed");
-            self.hits.lock().expect("no panics").push(hit);
-        }
-        sleep(self.delay).await;
-        Ok(Response::new(Full::default()))
+    /// With the URL where it takes them.
+    async fn listen(delay_ms: u64) -> (Arc<Self>, String) {
+        let receiver = Arc::new(Self { hits: Mutex::default(), delay: Duration::from_millis(delay_ms) });
+        let address = server::listen(&receiver).await;
+        (receiver, format!("http://{address}/hook"))
     }
 
     fn failed(&self, job: &str) -> bool {
@@ -237,5 +207,20 @@ impl Receiver {
             ids.entry(job.clone()).or_default().insert(id.clone());
         }
         (hits.len() as u64, ids)
+    }
+}
+
+impl Answers for Receiver {
+    async fn answer(self: Arc<Self>, head: Parts, body: Option<Bytes>) -> Response<Full<Bytes>> {
+        // What a killed process did not send whole was not delivered.
+        if let Some(body) = body {
+            let said: Value = serde_json::from_slice(&body).expect("JSON");
+            let job = said["job_id"].as_str().expect("an id");
+            let id = head.headers["webhook-id"].to_str().expect("text");
+            let hit = (job.to_owned(), id.to_owned(), said["status"] == "failed");
+            self.hits.lock().expect("no panics").push(hit);
+        }
+        sleep(self.delay).await;
+        says(200, "")
     }
 }

@@ -3,10 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use sluicegate::app::Proxy;
+use sluicegate::clock::Clock;
 use sluicegate::config::{self, Config, Sources, State};
+use sluicegate::connect::Connect;
 
 /// A directory that is removed at the end.
 pub struct Scratch(pub PathBuf);
@@ -50,6 +54,12 @@ impl Scratch {
         }
         config::prepare(&config).unwrap_or_else(|report| panic!("{report}"));
         config
+    }
+
+    /// A proxy with this configuration and this way upstream.
+    pub fn proxy(&self, plan: &str, toml: &str, way: Arc<dyn Connect>) -> Proxy {
+        let config = self.load(plan, toml, "http://localhost:1");
+        Proxy::build(&config, Clock::tokio(), Some(way)).expect("a good configuration")
     }
 }
 

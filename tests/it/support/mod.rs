@@ -12,6 +12,8 @@ pub mod program;
 
 pub mod patience;
 
+pub mod server;
+
 pub mod upstream;
 
 pub mod vault;
@@ -102,8 +104,8 @@ impl Setup {
             delay: Mutex::default(),
         });
         let connector = Arc::clone(&wires) as Arc<dyn Connect>;
-        let proxy = Proxy::build(&config, self.clock.unwrap_or_else(Clock::tokio), Some(connector))
-            .expect("a good configuration");
+        let clock = self.clock.unwrap_or_else(Clock::tokio);
+        let proxy = Proxy::build(&config, clock, Some(connector)).expect("a good configuration");
         Site { proxy, mock, wires, scratch }
     }
 
@@ -134,9 +136,7 @@ impl Site {
 
     /// A connection to the proxy.
     pub fn connect(&self) -> DuplexStream {
-        let (near, far) = duplex(PIPE_BYTES);
-        tokio::spawn(self.proxy.serve(far));
-        near
+        connect(&self.proxy)
     }
 
     /// Sends in a task.
@@ -164,6 +164,13 @@ impl Site {
             sleep(Duration::from_millis(500)).await;
         }
     }
+}
+
+/// A connection to a proxy in memory.
+pub fn connect(proxy: &Proxy) -> DuplexStream {
+    let (near, far) = duplex(PIPE_BYTES);
+    tokio::spawn(proxy.serve(far));
+    near
 }
 
 /// What an idle proxy holds.

@@ -9,13 +9,12 @@ use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
 use sluicegate::app::{Proxy, Usage};
-use sluicegate::clock::Clock;
 use sluicegate::connect::{Connect, Connected, Connecting, Failure};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, duplex};
 use tokio::time::{Instant, sleep};
 
 use super::config::Scratch;
-use super::{Answer, NOTHING, PIPE_BYTES, client};
+use super::{Answer, NOTHING, PIPE_BYTES, client, connect};
 
 /// What happens to one request.
 #[derive(Debug, Clone)]
@@ -196,17 +195,13 @@ impl Before {
     /// This plan, and these tables.
     pub fn with_plan(plan: &str, toml: &str) -> Self {
         let (scratch, raw) = (Scratch::new(), Arc::new(Raw::default()));
-        let config = scratch.load(plan, toml, "http://localhost:1");
-        let wire = Arc::new(Wire(Arc::clone(&raw)));
-        let proxy = Proxy::build(&config, Clock::tokio(), Some(wire)).expect("a good configuration");
+        let proxy = scratch.proxy(plan, toml, Arc::new(Wire(Arc::clone(&raw))));
         Self { proxy, raw, _scratch: scratch }
     }
 
     /// Sends one request over a connection of its own. Dropping the future hangs up.
     pub fn send(&self, request: Request<Full<Bytes>>) -> impl Future<Output = Answer> + Send + use<> {
-        let (near, far) = duplex(PIPE_BYTES);
-        tokio::spawn(self.proxy.serve(far));
-        client::exchange(near, request)
+        client::exchange(connect(&self.proxy), request)
     }
 
     /// Waits until nothing is taken but jobs that run, and returns what is.

@@ -1,23 +1,16 @@
 //! An upstream whose keys change: one customer, one book for all of its keys, counted by its own clock.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use sluicegate::connect::{Connect, Connected, Connecting};
-use tokio::io::{AsyncRead, AsyncWrite, duplex};
-use tokio::net::TcpListener;
+use http::request::Parts;
+use http::{Method, Response};
+use http_body_util::Full;
 use tokio::time::{Instant, sleep};
 
-use super::PIPE_BYTES;
+use super::server::{self, Answers, says};
 
 /// Keys, and what was done with them.
 pub struct Vault {
@@ -93,36 +86,7 @@ impl Vault {
 
     /// Serves over sockets until the runtime ends; the URL.
     pub async fn listen(self: &Arc<Self>) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let vault = Arc::clone(self);
-        tokio::spawn(async move {
-            loop {
-                let (tcp, _) = listener.accept().await.expect("a connection");
-                tcp.set_nodelay(true).expect("a socket");
-                vault.serve(tcp);
-            }
-        });
-        format!("http://{address}")
-    }
-
-    fn serve(self: &Arc<Self>, io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        let vault = Arc::clone(self);
-        let service = service_fn(move |request| Arc::clone(&vault).answer(request));
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(io), service));
-    }
-
-    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-        let (head, body) = request.into_parts();
-        let _ = body.collect().await;
-        let key = head.headers.get("x-api-key").and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
-        let (status, body) = self.decide(&head.method, head.uri.path(), &key);
-        if !self.delay.is_zero() {
-            sleep(self.delay).await;
-        }
-        let mut response = Response::new(Full::new(Bytes::from(body)));
-        *response.status_mut() = status.try_into().expect("a status");
-        Ok(response)
+        format!("http://{}", server::listen(self).await)
     }
 
     fn decide(&self, method: &Method, path: &str, key: &str) -> (u16, String) {
@@ -162,13 +126,13 @@ impl Vault {
     }
 }
 
-/// The way to it in memory.
-pub struct Passage(pub Arc<Vault>);
-
-impl Connect for Passage {
-    fn connect(&self) -> Connecting<'_> {
-        let (near, far) = duplex(PIPE_BYTES);
-        self.0.serve(far);
-        Box::pin(async { Ok(Connected { io: Box::new(near), h2: false }) })
+impl Answers for Vault {
+    async fn answer(self: Arc<Self>, head: Parts, _body: Option<Bytes>) -> Response<Full<Bytes>> {
+        let key = head.headers.get("x-api-key").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let (status, body) = self.decide(&head.method, head.uri.path(), key);
+        if !self.delay.is_zero() {
+            sleep(self.delay).await;
+        }
+        says(status, body)
     }
 }

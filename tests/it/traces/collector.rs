@@ -1,18 +1,15 @@
 //! What a collector gets: spans of the program, read by a parser of its own.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
 use hyper::client::conn::http1 as client;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustix::process::Signal;
 use serde_json::{Map, Value, json};
@@ -25,6 +22,7 @@ use tokio::time::Instant;
 use crate::support::client::{With, exchange};
 use crate::support::patience::PATIENCE;
 use crate::support::program::{KEY, Place, Running, mock};
+use crate::support::server::{Answers, free, says, serve_all};
 use crate::support::{Answer, create, get, poll};
 
 use super::{PARENT, STATE};
@@ -42,28 +40,10 @@ struct Collector {
 
 impl Collector {
     async fn start(says: StatusCode) -> Arc<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
+        let (listener, address) = free().await;
         let collector = Arc::new(Self { address, posts: Mutex::default(), came: Notify::new(), says });
-        let ours = Arc::clone(&collector);
-        tokio::spawn(async move {
-            loop {
-                let (stream, _) = listener.accept().await.expect("a connection");
-                let collector = Arc::clone(&ours);
-                let service = service_fn(move |request| Arc::clone(&collector).take(request));
-                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
-            }
-        });
+        serve_all(listener, Arc::clone(&collector));
         collector
-    }
-
-    async fn take(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-        let (head, body) = request.into_parts();
-        let body = body.collect().await.expect("a body").to_bytes();
-        let kind = head.headers["content-type"].to_str().expect("text").to_owned();
-        self.posts.lock().expect("no panics").push((format!("{} {}", head.method, head.uri), kind, body));
-        self.came.notify_one();
-        Ok(Response::builder().status(self.says).body(Full::default()).expect("an answer"))
     }
 
     fn url(&self) -> String {
@@ -86,6 +66,16 @@ impl Collector {
             }
         }
         (spans, resource)
+    }
+}
+
+impl Answers for Collector {
+    async fn answer(self: Arc<Self>, head: Parts, body: Option<Bytes>) -> Response<Full<Bytes>> {
+        let kind = head.headers["content-type"].to_str().expect("text").to_owned();
+        let post = (format!("{} {}", head.method, head.uri), kind, body.expect("a body"));
+        self.posts.lock().expect("no panics").push(post);
+        self.came.notify_one();
+        says(self.says.as_u16(), "")
     }
 }
 

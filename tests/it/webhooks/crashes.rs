@@ -7,9 +7,7 @@ use std::time::Duration;
 use sluicegate::mock::{Mock, Options, RunTime};
 use tokio::time::sleep;
 
-use super::receivers::{Manner, Receivers};
-use super::stage::Stage;
-use super::{HOOK, IN, OUT, options, secs, signed};
+use super::{HOOK, IN, Manner, OUT, Receivers, Stage, options, secs, signed};
 use crate::support::config::Scratch;
 use crate::support::poll;
 

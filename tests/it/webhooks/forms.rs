@@ -6,8 +6,7 @@ use http_body_util::Full;
 use sluicegate::mock::{Options, RunTime};
 use tokio::time::sleep;
 
-use super::stage::Stage;
-use super::{HOOK, IN, OUT, options, secs, signed};
+use super::{HOOK, IN, OUT, Stage, options, secs, signed};
 use crate::support::post;
 
 /// The upstream's way to read a form.

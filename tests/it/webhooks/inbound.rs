@@ -8,9 +8,7 @@ use sluicegate::mock::{Mock, Options, RunTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::time::{Instant, sleep};
 
-use super::receivers::Receivers;
-use super::stage::Stage;
-use super::{HOOK, IN, create, hex, options, secs, signed};
+use super::{HOOK, IN, Receivers, Stage, create, hex, options, secs, signed};
 use crate::support::client::With;
 use crate::support::config::Scratch;
 use crate::support::{PIPE_BYTES, create_with, get, post};

@@ -15,8 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::process::Command;
 use tokio::time::{Instant, timeout};
 
-use super::receivers::{Hit, Manner, Receivers};
-use super::{create, hex, options, secs};
+use super::receivers::Hit;
+use super::{Manner, Receivers, create, hex, options, secs};
 use crate::support::client::{self, Answer, With};
 use crate::support::config::Scratch;
 use crate::support::patience::until;

@@ -7,9 +7,8 @@ use serde_json::{Value, json};
 use sluicegate::mock::{Options, RunTime};
 use tokio::time::{Instant, sleep};
 
-use super::receivers::{Hit, Manner};
-use super::stage::Stage;
-use super::{HOOK, OUT, create, hex, options, secs};
+use super::receivers::Hit;
+use super::{HOOK, Manner, OUT, Stage, create, hex, options, secs};
 use crate::support::client::{With, request};
 use crate::support::{create_with, poll, post};
 

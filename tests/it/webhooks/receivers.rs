@@ -1,26 +1,22 @@
 //! Apps that take webhooks, in memory or over sockets, each in its own manner.
 
 use std::collections::HashMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use http::request::Parts;
+use http::{HeaderMap, Response};
+use http_body_util::Full;
 use serde_json::Value;
 use sluicegate::connect::{Connected, Connecting, Dial, Failure};
-use tokio::io::{AsyncRead, AsyncWrite, duplex};
-use tokio::net::TcpListener;
+use tokio::io::duplex;
 use tokio::time::{Instant, sleep};
 
 use crate::support::PIPE_BYTES;
 use crate::support::patience::until;
+use crate::support::server::{Answers, free, says, serve, serve_all};
 
 /// How a receiver behaves.
 #[derive(Debug, Clone, Copy)]
@@ -89,46 +85,14 @@ impl Receivers {
         }
     }
 
-    async fn serve(self, io: impl AsyncRead + AsyncWrite + Unpin, port: u16) {
-        let service = service_fn(move |request: Request<Incoming>| {
-            let receivers = self.clone();
-            async move {
-                let (head, body) = request.into_parts();
-                let body = body.collect().await.expect("a whole body").to_bytes();
-                let target = format!("{} {}", head.method, head.uri);
-                let hit = Hit { at: Instant::now(), port, target, headers: head.headers, body };
-                receivers.hits.lock().expect("no panics").push(hit);
-                let status = match receivers.manner(port) {
-                    Manner::Answer(status) => status,
-                    Manner::Slow(delay) => {
-                        sleep(delay).await;
-                        receivers.answered.lock().expect("no panics").push(port);
-                        204
-                    }
-                    _ => std::future::pending().await,
-                };
-                let mut answer = Response::new(Full::new(Bytes::from_static(b"noted")));
-                *answer.status_mut() = status.try_into().expect("a status");
-                if status == 302 {
-                    answer.headers_mut().insert("location", "http://localhost:3999/elsewhere".parse().expect("text"));
-                }
-                Ok::<_, Infallible>(answer)
-            }
-        });
-        let _ = http1::Builder::new().serve_connection(TokioIo::new(io), service).await;
+    fn at(&self, port: u16) -> Arc<Receiver> {
+        Arc::new(Receiver { receivers: self.clone(), port })
     }
 
     /// The same over sockets.
     pub async fn listen(&self) -> SocketAddr {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("bound");
-        let receivers = self.clone();
-        tokio::spawn(async move {
-            loop {
-                let (tcp, _) = listener.accept().await.expect("a connection");
-                tokio::spawn(receivers.clone().serve(tcp, address.port()));
-            }
-        });
+        let (listener, address) = free().await;
+        serve_all(listener, self.at(address.port()));
         address
     }
 
@@ -151,8 +115,38 @@ impl Dial for Receivers {
                 return Err(Failure::refused());
             }
             let (near, far) = duplex(PIPE_BYTES);
-            tokio::spawn(self.clone().serve(far, port));
+            serve(&self.at(port), far);
             Ok(Connected { io: Box::new(near), h2: false })
         })
+    }
+}
+
+/// The one on a port.
+struct Receiver {
+    receivers: Receivers,
+    port: u16,
+}
+
+impl Answers for Receiver {
+    async fn answer(self: Arc<Self>, head: Parts, body: Option<Bytes>) -> Response<Full<Bytes>> {
+        let Self { receivers, port } = &*self;
+        let target = format!("{} {}", head.method, head.uri);
+        let body = body.expect("a whole body");
+        let hit = Hit { at: Instant::now(), port: *port, target, headers: head.headers, body };
+        receivers.hits.lock().expect("no panics").push(hit);
+        let status = match receivers.manner(*port) {
+            Manner::Answer(status) => status,
+            Manner::Slow(delay) => {
+                sleep(delay).await;
+                receivers.answered.lock().expect("no panics").push(*port);
+                204
+            }
+            _ => std::future::pending().await,
+        };
+        let mut answer = says(status, "noted");
+        if status == 302 {
+            answer.headers_mut().insert("location", "http://localhost:3999/elsewhere".parse().expect("text"));
+        }
+        answer
     }
 }

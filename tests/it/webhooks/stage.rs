@@ -13,11 +13,10 @@ use sluicegate::connect::{Connect, Connected, Connecting};
 use sluicegate::mock::{Mock, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-use super::receivers::Receivers;
-use super::{create, options};
-use crate::support::PIPE_BYTES;
+use super::{Receivers, create, options};
 use crate::support::client::{self, Answer};
 use crate::support::config::Scratch;
+use crate::support::{PIPE_BYTES, connect};
 
 /// The way to the mock, with a record of every byte that goes up.
 struct Tap {
@@ -95,9 +94,7 @@ impl Stage {
     }
 
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
-        let (near, far) = duplex(PIPE_BYTES);
-        tokio::spawn(self.proxy.serve(far));
-        client::exchange(near, request).await
+        client::exchange(connect(&self.proxy), request).await
     }
 
     /// Creates a job with this webhook and returns its id.
