@@ -56,6 +56,8 @@ pub(crate) enum Rejection {
     CreditsExhausted { needed: Amount, left: Amount, limit: Amount, resets_in_secs: u32, resets_at: u64 },
     #[error("method {0} is not forwarded")]
     MethodRefused(&'static str),
+    #[error("this path of the admin port takes {allow} only")]
+    NotTaken { allow: &'static str },
     #[error("no part of the request body came for {} s (server.body_timeout)", secs(*.idle))]
     ClientTimeout { idle: Duration },
     #[error(
@@ -180,7 +182,7 @@ impl Rejection {
             Self::ForbiddenOrigin => "forbidden_origin",
             Self::ModelDenied { .. } => "model_denied",
             Self::CreditsExhausted { .. } => "credits_exhausted",
-            Self::MethodRefused(_) => "method_refused",
+            Self::MethodRefused(_) | Self::NotTaken { .. } => "method_refused",
             Self::ClientTimeout { .. } | Self::ClientSlow | Self::HeadTimeout { .. } => "client_timeout",
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::TargetTooLong { .. } => "target_too_long",
@@ -212,7 +214,7 @@ impl Rejection {
             Self::ForbiddenOrigin | Self::ModelDenied { .. } => StatusCode::FORBIDDEN,
             Self::CreditsExhausted { .. } => StatusCode::PAYMENT_REQUIRED,
             Self::NotYours => StatusCode::NOT_FOUND,
-            Self::MethodRefused(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::MethodRefused(_) | Self::NotTaken { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::ClientTimeout { .. } | Self::ClientSlow | Self::HeadTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TargetTooLong { .. } => StatusCode::URI_TOO_LONG,
@@ -308,6 +310,7 @@ impl Rejection {
             | Self::ModelDenied { .. }
             | Self::CreditsExhausted { .. }
             | Self::MethodRefused(_)
+            | Self::NotTaken { .. }
             | Self::WebhookSecretMissing
             | Self::RateLimited { .. }
             | Self::JobLimit { .. }
@@ -349,7 +352,8 @@ impl Rejection {
             headers.insert(header::WWW_AUTHENTICATE, CHALLENGE);
         }
         if status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(header::ALLOW, METHODS);
+            let allow = if let Self::NotTaken { allow } = self { HeaderValue::from_static(allow) } else { METHODS };
+            headers.insert(header::ALLOW, allow);
         }
         response
     }
