@@ -116,14 +116,12 @@ fn allowed(allow: Allow, ours: &[(&str, SocketAddr)]) -> Result<Allow, Complaint
 /// Whether `host` leads to a port on `own`, as far as it can be told without asking the system: names other than `localhost` are not resolved.
 fn reaches(host: &str, own: IpAddr) -> bool {
     let own = own.to_canonical();
-    match host.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+    if let Ok(ip) = host.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
         // An unspecified address connects to this machine; on one, all of this machine's are listened on.
-        Ok(ip) => ip == own || ip.is_unspecified() || (own.is_unspecified() && ip.is_loopback()),
-        Err(_) => {
-            let first = [Ipv4Addr::LOCALHOST.into(), IpAddr::from(Ipv6Addr::LOCALHOST)];
-            (host == "localhost" || host.ends_with(".localhost")) && (own.is_unspecified() || first.contains(&own))
-        }
+        return ip == own || ip.is_unspecified() || (own.is_unspecified() && ip.is_loopback());
     }
+    let local = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+    (host == "localhost" || host.ends_with(".localhost")) && (own.is_unspecified() || local.contains(&own))
 }
 
 #[cfg(test)]
