@@ -48,6 +48,9 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 const CONNECTIONS: usize = 256;
 const TERMS: Terms = Terms { header_timeout: Duration::from_secs(10), http2: false, keep_alive: true };
 
+/// What all paths but one take.
+const READING: &str = "GET, HEAD";
+
 /// The most webhooks in one answer.
 const WEBHOOKS_SHOWN: u32 = 1_000;
 
@@ -109,7 +112,7 @@ impl Admin {
     async fn protected(&self, asked: Asked) -> Response<Answer> {
         let mut response = match asked {
             Asked::Request(request) => self.answer(request.into_parts().0).await,
-            Asked::Refused(refused) => answer::refused(&refused.rejection),
+            Asked::Refused(refused) => refused_here(&refused.rejection),
         };
         dashboard::protect(response.headers_mut());
         response
@@ -118,11 +121,11 @@ impl Admin {
     async fn answer(&self, head: request::Parts) -> Response<Answer> {
         let Some(feed) = &self.feed else { return self.health(&head).unwrap_or_else(nothing_here) };
         if let Err(rejection) = self.guard.check(&head) {
-            return answer::refused(&rejection);
+            return refused_here(&rejection);
         }
         let (app, path) = (&*self.reloader.latest(), head.uri.path());
-        if let Some(id) = replayed(path).filter(|_| head.method == Method::POST) {
-            return replay(app, id).await;
+        if let Some(id) = replayed(path) {
+            return if head.method == Method::POST { replay(app, id).await } else { answer::not_taken("POST") };
         }
         if let Some(answer) = self.health(&head) {
             return answer;
@@ -148,7 +151,7 @@ impl Admin {
     /// Probes, metrics, and no method that could change anything.
     fn health(&self, head: &request::Parts) -> Option<Response<Answer>> {
         if head.method != Method::GET && head.method != Method::HEAD {
-            return Some(answer::refused(&Rejection::MethodRefused("other than GET")));
+            return Some(answer::not_taken(READING));
         }
         let app = self.reloader.latest();
         let draining = app.drain.is_cancelled();
@@ -159,6 +162,14 @@ impl Admin {
             "/metrics" => text(StatusCode::OK, OPEN_METRICS, app.render_metrics()),
             _ => return None,
         })
+    }
+}
+
+/// What the data port says of methods is not true of this one.
+fn refused_here(rejection: &Rejection) -> Response<Answer> {
+    match rejection {
+        Rejection::MethodRefused(_) => answer::not_taken(READING),
+        rejection => answer::refused(rejection),
     }
 }
 

@@ -156,7 +156,6 @@ enum Command {
     /// Print the JSON Schema of proxy.toml, by which editors complete it
     Schema,
     /// Print the manual's page, or write one for each command
-    #[command(hide = true)]
     Man(man::ManArgs),
 }
 
@@ -247,7 +246,12 @@ impl Cli {
 impl ConfigFlags {
     /// Flags after the command win over those before it.
     fn or(self, above: Self) -> Flags {
-        Flags {
+        let Self { config, account, listen, upstream } = self.over(above);
+        Flags { config, account, listen, upstream }
+    }
+
+    fn over(self, above: Self) -> Self {
+        Self {
             config: self.config.or(above.config),
             account: self.account.or(above.account),
             listen: self.listen.or(above.listen),

@@ -146,6 +146,7 @@ async fn forward(worker: &Arc<Worker>, request: Box<Request<Incoming>>, record: 
         return Ok(known.into());
     }
     let max_wait = app.max_wait(&head)?;
+    call.check_idempotency_key(&head.headers)?;
     let prefers_wait = call.create.and_then(|_| crate::protocol::wait::offered(&head.headers));
     let (mut body, mut model) = app.take_body(&call, head.uri.path(), Inbound::new(body, head.version)).await?;
     record.applied = app.apply_rules(&call, account, &mut head, &mut body, &mut model)?;

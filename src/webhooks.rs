@@ -258,7 +258,7 @@ impl Webhooks {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.len() < HOSTS_TOLD && told.insert(target.receiver()) {
             tracing::warn!(
-                target = target.receiver(),
+                receiver = target.receiver(),
                 "a create names a webhook that the upstream cannot reach: passed on as it is. To have it delivered from here, add the target to webhooks.allow"
             );
         }

@@ -38,6 +38,11 @@ pub(super) fn refused(rejection: &Rejection) -> Response<Answer> {
     rejection.response(Family::Native).map(|body| Answer::Whole(Full::new(body)))
 }
 
+/// The path takes the methods `allow`, and no other.
+pub(super) fn not_taken(allow: &'static str) -> Response<Answer> {
+    refused(&Rejection::NotTaken { allow })
+}
+
 pub(super) fn events(events: Events) -> Response<Answer> {
     text(StatusCode::OK, "text/event-stream", Bytes::new()).map(|_| Answer::Events(events))
 }

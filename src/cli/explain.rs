@@ -14,16 +14,37 @@ struct Section {
 }
 
 impl Section {
-    /// The line below the heading: status and meaning.
-    fn summary(self) -> &'static str {
-        self.text.lines().skip(1).find(|line| !line.is_empty()).unwrap_or_default()
+    /// The first sentence below the heading: status and meaning.
+    fn summary(self) -> String {
+        let paragraph =
+            self.text.lines().skip(1).skip_while(|line| line.is_empty()).take_while(|line| !line.is_empty());
+        let text = paragraph.collect::<Vec<_>>().join(" ");
+        let end = text.find(". ").map_or(text.len(), |dot| dot + 1);
+        text.get(..end).unwrap_or_default().to_owned()
     }
+}
+
+/// Columns of the list, and of the codes in it.
+const WIDTH: usize = 100;
+const CODES_WIDTH: usize = 23;
+
+/// The code, and what it means beside it in lines of their own.
+fn entry(code: &str, summary: &str) -> String {
+    let mut lines = vec![format!("{code:<CODES_WIDTH$}")];
+    for word in summary.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.len() <= CODES_WIDTH => line.push_str(word),
+            Some(line) if line.len() + 1 + word.len() <= WIDTH => line.extend([" ", word]),
+            _ => lines.push(format!("{:CODES_WIDTH$}{word}", "")),
+        }
+    }
+    lines.join("\n")
 }
 
 pub(super) fn explain(code: Option<&str>) -> Result<u8, Failure> {
     let Some(code) = code else {
         for section in sections() {
-            say(format_args!("{:<22} {}", section.code, section.summary()));
+            say(entry(section.code, &section.summary()));
         }
         return Ok(0);
     };
@@ -72,6 +93,20 @@ mod tests {
         assert_eq!(page.iter().copied().collect::<BTreeSet<_>>(), source);
         assert_eq!(page.len(), source.len(), "no section stands twice");
         assert_eq!(CODES.into_iter().collect::<BTreeSet<_>>(), source, "the list of all codes");
+    }
+
+    #[test]
+    fn the_list_has_whole_sentences_in_lines_of_a_terminal_s_width() {
+        for section in sections() {
+            let (summary, told) = (section.summary(), entry(section.code, &section.summary()));
+            assert!(summary.ends_with('.'), "{summary}");
+            assert!(told.lines().all(|line| line.len() <= WIDTH), "{told}");
+            assert!(told.lines().skip(1).all(|line| line.starts_with(&" ".repeat(CODES_WIDTH))), "{told}");
+            let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            assert_eq!(words(&told)[1..], words(&summary), "nothing is lost");
+        }
+        let timeout = sections().find(|section| section.code == "client_timeout").expect("there").summary();
+        assert!(timeout.ends_with("slower than 1024 bytes a second on average."), "{timeout}");
     }
 
     #[test]

@@ -91,8 +91,10 @@ fn notes(status: &Value) -> Vec<String> {
             notes.push(format!("{name}: the same key as {}, and one quota", cell(&account["same_key_as"])));
         }
     }
-    if number(&status["jobs_uncertain"]) > 0 {
-        notes.push(format!("{} slots are held by creates of unknown outcome", status["jobs_uncertain"]));
+    match number(&status["jobs_uncertain"]) {
+        0 => {}
+        1 => notes.push("1 slot is held by a create of unknown outcome".to_owned()),
+        held => notes.push(format!("{held} slots are held by creates of unknown outcome")),
     }
     notes
 }
@@ -169,6 +171,14 @@ main: attempts are evenly spaced, by setting or since a 429
 main: somebody else spends the same key, 2 attempts in the window
 jobs ended: 3 succeeded";
         assert_eq!(draw(&status).lines(Frame::default()).join("\n"), expected);
+    }
+
+    #[test]
+    fn held_slots_are_counted_in_words() {
+        let told = |held: u32| notes(&json!({"upstream": {"circuit": "closed"}, "jobs_uncertain": held}));
+        assert_eq!(told(0), [""; 0]);
+        assert_eq!(told(1), ["1 slot is held by a create of unknown outcome"]);
+        assert_eq!(told(2), ["2 slots are held by creates of unknown outcome"]);
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub(super) struct WebhookArgs {
 enum What {
     /// The newest webhooks, newest first: waiting for their job, due, delivered, dead
     List {
+        #[command(flatten)]
+        flags: ConfigFlags,
         /// Only those that were given up
         #[arg(long)]
         dead: bool,
@@ -39,6 +41,8 @@ enum What {
     },
     /// Try again now, with the same webhook-id
     Replay {
+        #[command(flatten)]
+        flags: ConfigFlags,
         /// A number from the list
         #[arg(required_unless_present = "all_dead", conflicts_with = "all_dead")]
         id: Option<u64>,
@@ -52,14 +56,14 @@ pub(super) async fn webhooks(args: WebhookArgs, above: ConfigFlags) -> Result<u8
     let WebhookArgs { flags, admin, what } = args;
     let admin = match admin {
         Some(admin) => admin,
-        None => configured(flags.or(above))?,
+        None => configured(sources(&what, flags, above))?,
     };
     match what {
-        What::List { dead, json: true } => {
+        What::List { dead, json: true, .. } => {
             let answer = list(&admin, dead).await?;
             say(String::from_utf8_lossy(&answer));
         }
-        What::List { dead, json: false } => rows(&list(&admin, dead).await?).iter().for_each(show),
+        What::List { dead, json: false, .. } => rows(&list(&admin, dead).await?).iter().for_each(show),
         What::Replay { id: Some(id), .. } => {
             replay(&admin, id).await?;
             say(format_args!("webhook {id} is tried again"));
@@ -73,6 +77,12 @@ pub(super) async fn webhooks(args: WebhookArgs, above: ConfigFlags) -> Result<u8
         }
     }
     Ok(0)
+}
+
+/// Flags count wherever they stand; the last wins.
+fn sources(what: &What, flags: ConfigFlags, above: ConfigFlags) -> Flags {
+    let (What::List { flags: below, .. } | What::Replay { flags: below, .. }) = what;
+    below.clone().over(flags).or(above)
 }
 
 fn configured(flags: Flags) -> Result<String, Failure> {
@@ -126,4 +136,30 @@ fn show(row: &Value) {
         text("job"),
         text("target"),
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    #[test]
+    fn options_stand_on_either_side_of_what_is_asked() {
+        for words in [
+            ["--config", "f", "webhooks", "list"],
+            ["webhooks", "--config", "f", "list"],
+            ["webhooks", "list", "--config", "f"],
+            ["webhooks", "--config=f", "replay", "7"],
+            ["webhooks", "replay", "7", "--config=f"],
+            ["webhooks", "--admin=a", "list", "--config=f"],
+            ["webhooks", "list", "--admin=a", "--config=f"],
+        ] {
+            let cli = Cli::try_parse_from(["sluicegate"].into_iter().chain(words)).expect("it is understood");
+            let Some(Command::Webhooks(args)) = cli.command else { panic!("webhooks") };
+            let flags = sources(&args.what, args.flags, cli.flags);
+            assert_eq!(flags.config.as_deref(), Some(std::path::Path::new("f")), "{words:?}");
+        }
+    }
 }

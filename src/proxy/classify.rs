@@ -1,6 +1,6 @@
 //! What a request is: its class in the queue, its meaning for jobs, whose key it takes.
 
-use http::{Method, request};
+use http::{HeaderMap, Method, request};
 
 use crate::config::{self, RouteAuth};
 use crate::protocol::{Create, Family, Meaning, Protocol, wait};
@@ -9,9 +9,13 @@ use super::body::Held;
 use super::create::idempotency::Key;
 use super::headers::IDEMPOTENCY_KEY;
 use super::queue::Class;
+use super::rejection::Rejection;
 
 /// Paths that servers read differently.
 pub(crate) mod plain;
+
+/// Longest `Idempotency-Key` of a create, in bytes; as long as those of the APIs that know it.
+const LONGEST_KEY: usize = 255;
 
 /// A classified request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +80,21 @@ impl Call {
             repeatable: true,
             held_secs: 0,
         }
+    }
+
+    /// Whether a create's key can be one: a field, not empty, of at most `LONGEST_KEY` bytes.
+    pub(crate) fn check_idempotency_key(&self, headers: &HeaderMap) -> Result<(), Rejection> {
+        if self.create.is_none() {
+            return Ok(());
+        }
+        let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
+        let Some(key) = keys.next() else { return Ok(()) };
+        Err(Rejection::BadRequest(match key.len() {
+            _ if keys.next().is_some() => "more than one Idempotency-Key field; send one",
+            0 => "the Idempotency-Key is empty; send one of 1 to 255 bytes, or none",
+            1..=LONGEST_KEY => return Ok(()),
+            _ => "the Idempotency-Key is longer than 255 bytes; take a shorter one, like a UUID",
+        }))
     }
 
     /// A create's key, where the caller brought one and the body is here to be compared.

@@ -7,16 +7,14 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use tokio::sync::watch;
 
-use crate::credits::Receipt;
 use crate::ledger::answers::Keyed;
 
-use super::dispatch::{Outgoing, Passed, Refusal};
+use super::dispatch::{Outgoing, Passed, Refusal, Spent};
 use super::jobs::Charge;
 use super::rejection::Rejection;
 use super::retry::{Reply, ReplyBody};
@@ -29,6 +27,9 @@ pub(crate) mod idempotency;
 
 /// The same among replicas.
 mod among;
+
+/// Says that the answer was another request's, with the same idempotency key: nothing was sent for this one.
+const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// Runs a create in a task of its own, or joins the one with the same idempotency key.
 pub(crate) async fn start(
@@ -45,7 +46,8 @@ pub(crate) async fn start(
         }
         None => Entered::First(Arc::new(watch::Sender::new(None))),
     };
-    Ok(Started(match first {
+    let joins = matches!(first, Entered::Join(_));
+    let outcome = match first {
         Entered::Join(receiver) => receiver,
         Entered::First(sender) => {
             let receiver = sender.subscribe();
@@ -66,30 +68,35 @@ pub(crate) async fn start(
             }
             receiver
         }
-    }))
+    };
+    Ok(Started { outcome, joins })
 }
 
 /// A create under way, which goes on by itself once it may have been sent.
-pub(crate) struct Started(watch::Receiver<Outcome>);
+pub(crate) struct Started {
+    outcome: watch::Receiver<Outcome>,
+    /// It is another request's, of the same key.
+    joins: bool,
+}
 
-/// How it ended.
-pub(crate) async fn ended(Started(receiver): Started) -> Result<Passed, Refusal> {
+/// How it ended. What another request has paid for is not told as this one's too: who adds up would count it twice.
+pub(crate) async fn ended(Started { outcome: receiver, joins }: Started) -> Result<Passed, Refusal> {
     let created = outcome(receiver).await.ok_or(Rejection::Internal)?;
-    let Created { answer, attempts, queued, upstream, credits } = &*created;
+    let Created { answer, spent, replayed } = &*created;
+    let replayed = joins || *replayed;
+    let spent = if replayed { Spent::default() } else { *spent };
     match answer {
         Ok(Answer { status, headers, body, charge, job }) => {
             let (mut head, ()) = Response::new(()).into_parts();
             (head.status, head.headers) = (*status, headers.clone());
-            let reply = Reply { head, body: ReplyBody::Whole(body.clone()), attempts: *attempts, upstream: *upstream };
-            Ok(Passed {
-                reply,
-                charge: Some(*charge),
-                job: job.clone(),
-                queued: *queued,
-                credits: *credits,
-                meter: None,
-            })
+            if replayed {
+                head.headers.insert(REPLAYED, HeaderValue::from_static("true"));
+            }
+            let Spent { attempts, queued, upstream, credits } = spent;
+            let reply = Reply { head, body: ReplyBody::Whole(body.clone()), attempts, upstream };
+            Ok(Passed { reply, charge: Some(*charge), job: job.clone(), queued, credits, meter: None })
         }
+        Err(refusal) if replayed => Err(Refusal { spent, ..refusal.clone() }),
         Err(refusal) => Err(refusal.clone()),
     }
 }
@@ -123,7 +130,7 @@ async fn run_create(worker: &Worker, mut outgoing: Box<Outgoing>, caller: &watch
             let Reply { head, body, attempts, upstream } = reply;
             let (body, charge) = (body.whole().cloned().unwrap_or_default(), charge.unwrap_or(Charge::Unknown));
             let answer = Answer { status: head.status, headers: head.headers, body, charge, job };
-            Created { answer: Ok(answer), attempts, queued, upstream, credits }
+            Created { answer: Ok(answer), spent: Spent { attempts, queued, upstream, credits }, replayed: false }
         }
         Err(refusal) => Created::refused(refusal),
     }
@@ -162,10 +169,9 @@ impl Drop for Teller {
 #[derive(Debug, Clone)]
 pub(crate) struct Created {
     pub(crate) answer: Result<Answer, Refusal>,
-    pub(crate) attempts: u32,
-    pub(crate) queued: Duration,
-    pub(crate) upstream: Duration,
-    pub(crate) credits: Option<Receipt>,
+    pub(crate) spent: Spent,
+    /// It was another create's: of an earlier process or another replica.
+    pub(crate) replayed: bool,
 }
 
 /// An upstream answer, read whole.
@@ -181,7 +187,7 @@ pub(crate) struct Answer {
 impl Created {
     /// It ended without an answer of the upstream.
     pub(crate) fn refused(refusal: Refusal) -> Self {
-        Self { answer: Err(refusal), attempts: 0, queued: Duration::ZERO, upstream: Duration::ZERO, credits: None }
+        Self { answer: Err(refusal), spent: Spent::default(), replayed: false }
     }
 
     /// What became of the money.

@@ -22,6 +22,8 @@ pub(crate) const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-re
 const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 /// How long waiting helps, in milliseconds.
 pub(crate) const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+/// How to say who calls (RFC 9110 §11.6.1, RFC 6750 §3); the other fields that a token may come in have no scheme.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"sluicegate\"");
 
 /// What the last answer to a request over the limit told, its body, `Proxy-Status` and `Retry-After`.
 type LastRefusal = Option<((Family, u32, Duration, u64), Written)>;
@@ -55,11 +57,15 @@ pub(crate) enum Rejection {
     CreditsExhausted { needed: Amount, left: Amount, limit: Amount, resets_in_secs: u32, resets_at: u64 },
     #[error("method {0} is not forwarded")]
     MethodRefused(&'static str),
-    #[error("no part of the request body came for {} s", .idle.as_secs_f64())]
+    #[error("this path of the admin port takes {allow} only")]
+    NotTaken { allow: &'static str },
+    #[error("no part of the request body came for {} s (server.body_timeout)", secs(*.idle))]
     ClientTimeout { idle: Duration },
-    #[error("the request body came slower than {LEAST_BYTES_PER_SEC} bytes a second")]
+    #[error(
+        "the request body came slower than {LEAST_BYTES_PER_SEC} bytes a second, and longer than server.body_timeout"
+    )]
     ClientSlow,
-    #[error("the request head did not come whole in {} s (server.header_timeout)", .after.as_secs_f64())]
+    #[error("the request head did not come whole in {} s (server.header_timeout)", secs(*.after))]
     HeadTimeout { after: Duration },
     #[error("the request body is longer than {limit_bytes} bytes (server.max_body)")]
     BodyTooLarge { limit_bytes: u64 },
@@ -77,23 +83,25 @@ pub(crate) enum Rejection {
     JobLimit { live: u32, limit: u32 },
     #[error("{waiting} requests are waiting already (queue.max_waiting)")]
     QueueFull { waiting: usize, retry_in: Duration },
-    #[error("the request waited {} s in the queue, as long as it might", .waited.as_secs_f64())]
+    #[error("the request waited {} s in the queue, as long as it might", secs(*.waited))]
     QueueTimeout { waited: Duration, retry_in: Duration },
     #[error("the request head is longer than {limit_bytes} bytes")]
     HeadTooLarge { limit_bytes: usize },
+    #[error("the request head has more than {limit_fields} fields")]
+    TooManyFields { limit_fields: u32 },
     #[error("only the transfer coding `chunked` is understood")]
     BadTransferCoding,
     #[error("the upstream cannot be reached: {reason}; nothing was sent")]
     UpstreamUnreachable { reason: Unreachable, attempts: u32 },
     #[error("the request was sent, but its answer never came: it may have been carried out")]
     OutcomeUnknown { attempts: u32 },
-    #[error("the upstream's answer is broken: {0}")]
-    BadUpstreamAnswer(&'static str),
+    #[error("the upstream's answer is broken: {how}")]
+    BadUpstreamAnswer { how: &'static str, attempts: u32 },
     #[error("the proxy is shutting down")]
     Draining,
-    #[error("no connection to the upstream can be had; the next is tried in {} s", .retry_in.as_secs_f64())]
+    #[error("no connection to the upstream can be had; the next is tried in {} s", secs(*.retry_in))]
     CircuitOpen { retry_in: Duration },
-    #[error("the upstream did not answer in {} s", .after.as_secs_f64())]
+    #[error("the upstream did not answer in {} s", secs(*.after))]
     UpstreamTimeout { after: Duration, attempts: u32 },
     #[error("prediction not found")]
     NotYours,
@@ -175,7 +183,7 @@ impl Rejection {
             Self::ForbiddenOrigin => "forbidden_origin",
             Self::ModelDenied { .. } => "model_denied",
             Self::CreditsExhausted { .. } => "credits_exhausted",
-            Self::MethodRefused(_) => "method_refused",
+            Self::MethodRefused(_) | Self::NotTaken { .. } => "method_refused",
             Self::ClientTimeout { .. } | Self::ClientSlow | Self::HeadTimeout { .. } => "client_timeout",
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::TargetTooLong { .. } => "target_too_long",
@@ -186,11 +194,11 @@ impl Rejection {
             Self::JobLimit { .. } => "job_limit",
             Self::QueueFull { .. } => "queue_full",
             Self::QueueTimeout { .. } => "queue_timeout",
-            Self::HeadTooLarge { .. } => "head_too_large",
+            Self::HeadTooLarge { .. } | Self::TooManyFields { .. } => "head_too_large",
             Self::BadTransferCoding => "bad_transfer_coding",
             Self::UpstreamUnreachable { .. } => "upstream_unreachable",
             Self::OutcomeUnknown { .. } => "outcome_unknown",
-            Self::BadUpstreamAnswer(_) => "bad_upstream_answer",
+            Self::BadUpstreamAnswer { .. } => "bad_upstream_answer",
             Self::Draining => "draining",
             Self::CircuitOpen { .. } => "circuit_open",
             Self::UpstreamTimeout { .. } => "upstream_timeout",
@@ -207,7 +215,7 @@ impl Rejection {
             Self::ForbiddenOrigin | Self::ModelDenied { .. } => StatusCode::FORBIDDEN,
             Self::CreditsExhausted { .. } => StatusCode::PAYMENT_REQUIRED,
             Self::NotYours => StatusCode::NOT_FOUND,
-            Self::MethodRefused(_) => StatusCode::METHOD_NOT_ALLOWED,
+            Self::MethodRefused(_) | Self::NotTaken { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::ClientTimeout { .. } | Self::ClientSlow | Self::HeadTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TargetTooLong { .. } => StatusCode::URI_TOO_LONG,
@@ -216,9 +224,9 @@ impl Rejection {
             Self::RateLimited { .. } | Self::JobLimit { .. } | Self::QueueFull { .. } | Self::QueueTimeout { .. } => {
                 StatusCode::TOO_MANY_REQUESTS
             }
-            Self::HeadTooLarge { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::HeadTooLarge { .. } | Self::TooManyFields { .. } => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::BadTransferCoding => StatusCode::NOT_IMPLEMENTED,
-            Self::UpstreamUnreachable { .. } | Self::OutcomeUnknown { .. } | Self::BadUpstreamAnswer(_) => {
+            Self::UpstreamUnreachable { .. } | Self::OutcomeUnknown { .. } | Self::BadUpstreamAnswer { .. } => {
                 StatusCode::BAD_GATEWAY
             }
             Self::Draining | Self::CircuitOpen { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -256,7 +264,7 @@ impl Rejection {
                 map.serialize_entry("limit", limit)
             }
             Self::QueueFull { waiting, .. } => map.serialize_entry("waiting", waiting),
-            Self::QueueTimeout { waited, .. } => map.serialize_entry("waited_secs", &waited.as_secs_f64()),
+            Self::QueueTimeout { waited, .. } => map.serialize_entry("waited_secs", &secs(*waited)),
             Self::CreditsExhausted { needed, left, limit, resets_at, .. } => {
                 map.serialize_entry("needed", &needed.json())?;
                 map.serialize_entry("left", &left.json())?;
@@ -268,16 +276,17 @@ impl Rejection {
             Self::TargetTooLong { limit_bytes } | Self::HeadTooLarge { limit_bytes } => {
                 map.serialize_entry("limit_bytes", limit_bytes)
             }
-            Self::ClientTimeout { idle } => map.serialize_entry("idle_secs", &idle.as_secs_f64()),
+            Self::TooManyFields { limit_fields } => map.serialize_entry("limit_fields", limit_fields),
+            Self::ClientTimeout { idle } => map.serialize_entry("idle_secs", &secs(*idle)),
             Self::ClientSlow => map.serialize_entry("least_bytes_per_sec", &LEAST_BYTES_PER_SEC),
-            Self::HeadTimeout { after } => map.serialize_entry("after_secs", &after.as_secs_f64()),
+            Self::HeadTimeout { after } => map.serialize_entry("after_secs", &secs(*after)),
             Self::UpstreamTimeout { after, attempts } => {
-                map.serialize_entry("after_secs", &after.as_secs_f64())?;
+                map.serialize_entry("after_secs", &secs(*after))?;
                 map.serialize_entry("attempts", attempts)
             }
-            Self::UpstreamUnreachable { attempts, .. } | Self::OutcomeUnknown { attempts } => {
-                map.serialize_entry("attempts", attempts)
-            }
+            Self::UpstreamUnreachable { attempts, .. }
+            | Self::OutcomeUnknown { attempts }
+            | Self::BadUpstreamAnswer { attempts, .. } => map.serialize_entry("attempts", attempts),
             _ => Ok(()),
         }
     }
@@ -293,7 +302,7 @@ impl Rejection {
                 Unreachable::Broken => "connection_terminated",
             },
             Self::OutcomeUnknown { .. } => "http_response_incomplete",
-            Self::BadUpstreamAnswer(_) => "http_protocol_error",
+            Self::BadUpstreamAnswer { .. } => "http_protocol_error",
             Self::UpstreamTimeout { .. } => "http_response_timeout",
             Self::Draining | Self::CircuitOpen { .. } => "destination_unavailable",
             Self::Internal => "proxy_internal_error",
@@ -303,6 +312,7 @@ impl Rejection {
             | Self::ModelDenied { .. }
             | Self::CreditsExhausted { .. }
             | Self::MethodRefused(_)
+            | Self::NotTaken { .. }
             | Self::WebhookSecretMissing
             | Self::RateLimited { .. }
             | Self::JobLimit { .. }
@@ -340,8 +350,12 @@ impl Rejection {
         if status == StatusCode::TOO_MANY_REQUESTS {
             headers.insert(LIMIT_SOURCE, HeaderValue::from_static("local"));
         }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, CHALLENGE);
+        }
         if status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(header::ALLOW, METHODS);
+            let allow = if let Self::NotTaken { allow } = self { HeaderValue::from_static(allow) } else { METHODS };
+            headers.insert(header::ALLOW, allow);
         }
         response
     }
@@ -441,8 +455,13 @@ fn not_allowed(model: &str) -> String {
     }
 }
 
+/// Seconds, rounded to milliseconds: nobody measures more finely, and all digits would be told.
+fn secs(time: Duration) -> f64 {
+    let near = time.saturating_add(Duration::from_micros(500));
+    Duration::new(near.as_secs(), near.subsec_millis() * 1_000_000).as_secs_f64()
+}
+
 /// Whole milliseconds, rounded up; without the 128 bits of `Duration::as_nanos`.
-/// Whole milliseconds, rounded up.
 pub(crate) fn millis_up(wait: Duration) -> u64 {
     let millis = wait.subsec_nanos().div_ceil(1_000_000);
     wait.as_secs().saturating_mul(1000).saturating_add(millis.into())
@@ -549,6 +568,37 @@ mod tests {
         let now = Rejection::QueueTimeout { waited: Duration::ZERO, retry_in: Duration::ZERO };
         assert_eq!(now.response(Family::Native).headers()["retry-after"], "1");
         assert_eq!(now.response(Family::Native).headers()["retry-after-ms"], "1000");
+    }
+
+    #[test]
+    fn times_are_told_in_milliseconds() {
+        let waited = Duration::from_nanos(1_001_168_082);
+        let told = json(&Rejection::QueueTimeout { waited, retry_in: Duration::ZERO }, Family::Native);
+        assert_eq!(told["detail"], "the request waited 1.001 s in the queue, as long as it might");
+        assert_eq!(told["waited_secs"], 1.001);
+        let after = Duration::from_nanos(12_150_099_863);
+        let told = json(&Rejection::UpstreamTimeout { after, attempts: 2 }, Family::Native);
+        assert_eq!(
+            (&told["detail"], &told["after_secs"]),
+            (&"the upstream did not answer in 12.15 s".into(), &12.15.into())
+        );
+        let told = Rejection::CircuitOpen { retry_in: Duration::from_nanos(999_999_999) }.to_string();
+        assert!(told.ends_with("the next is tried in 1 s"), "{told}");
+    }
+
+    #[test]
+    fn what_lets_a_body_time_out_is_named() {
+        for timeout in [Rejection::ClientTimeout { idle: Duration::from_secs(30) }, Rejection::ClientSlow] {
+            assert!(timeout.to_string().contains("server.body_timeout"), "{timeout}");
+        }
+    }
+
+    #[test]
+    fn who_is_not_known_is_told_how_to_say_who_calls() {
+        for rejection in [Rejection::Unauthorized, Rejection::AmbiguousCredentials] {
+            let response = rejection.response(Family::OpenAi);
+            assert_eq!(response.headers()["www-authenticate"], "Bearer realm=\"sluicegate\"");
+        }
     }
 
     #[test]

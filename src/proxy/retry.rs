@@ -480,12 +480,12 @@ impl Sending<'_> {
             Collected::Whole(bytes) => reply(head, ReplyBody::Whole(bytes)),
             Collected::Longer(_) if creates => Err(Failed {
                 outcome: Outcome::Silent,
-                rejection: Rejection::BadUpstreamAnswer("it is longer than server.max_body"),
+                rejection: Rejection::BadUpstreamAnswer { how: "it is longer than server.max_body", attempts: 0 },
             }),
             Collected::Longer(prefix) => reply(head, ReplyBody::Stream { prefix, rest }),
             Collected::Broken if self.call.repeatable => Err(Failed {
                 outcome: Outcome::Silent,
-                rejection: Rejection::BadUpstreamAnswer("it broke off before its end"),
+                rejection: Rejection::BadUpstreamAnswer { how: "it broke off before its end", attempts: 0 },
             }),
             Collected::Broken if head.status.is_success() || may_have_been_done(head.status) => {
                 Err(Failed { outcome: Outcome::Silent, rejection: Rejection::OutcomeUnknown { attempts: 0 } })
@@ -517,7 +517,7 @@ impl Sending<'_> {
     /// There is no answer that could be passed on, but the request may have been carried out.
     fn broken(&self, how: &'static str, attempt: u32) -> Failed {
         let rejection = if self.call.repeatable {
-            Rejection::BadUpstreamAnswer(how)
+            Rejection::BadUpstreamAnswer { how, attempts: attempt }
         } else {
             tracing::warn!(how, attempt, "the upstream's answer is broken: what became of the request is unknown");
             Rejection::OutcomeUnknown { attempts: attempt }
@@ -535,6 +535,7 @@ fn finish(result: Result<Reply, Failed>, attempts: u32, upstream: Duration) -> R
     let rejection = match rejection {
         Rejection::UpstreamUnreachable { reason, .. } => Rejection::UpstreamUnreachable { reason, attempts },
         Rejection::OutcomeUnknown { .. } => Rejection::OutcomeUnknown { attempts },
+        Rejection::BadUpstreamAnswer { how, .. } => Rejection::BadUpstreamAnswer { how, attempts },
         Rejection::UpstreamTimeout { after, .. } => Rejection::UpstreamTimeout { after, attempts },
         other => other,
     };

@@ -77,7 +77,7 @@ async fn send(mut queue: mpsc::Receiver<Entry>, exporter: SpanExporter) {
     while let Some(first) = queue.recv().await {
         let (batch, asked) = gather(first, &mut queue).await;
         if !batch.is_empty() {
-            let spans = batch.len();
+            let dropped = batch.len();
             match exporter.export(batch).await {
                 Ok(()) if away => {
                     away = false;
@@ -85,7 +85,7 @@ async fn send(mut queue: mpsc::Receiver<Entry>, exporter: SpanExporter) {
                 }
                 Err(error) if !away => {
                     away = true;
-                    tracing::warn!(spans, "traces: the collector does not take spans; they are dropped: {error}");
+                    tracing::warn!(dropped, "traces: the collector does not take spans; they are dropped: {error}");
                 }
                 _ => {}
             }

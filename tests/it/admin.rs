@@ -54,6 +54,8 @@ async fn it_tells_health_limits_jobs_and_metrics_and_changes_nothing() {
     assert_eq!(page.status, 403);
     let posted = client::exchange(connect().await, client::post("/api/v1/status", "{}")).await;
     assert_eq!(posted.status, 405);
+    let traced = client::exchange(connect().await, client::request("TRACE", "/api/v1/status", "")).await;
+    assert_eq!((traced.status.as_u16(), traced.header("allow")), (405, "GET, HEAD"));
     assert_eq!(live.mock.stats().attempts, 1, "nothing of this went upstream");
     assert!(live.stop().await);
 }
@@ -88,11 +90,17 @@ async fn no_page_in_a_browser_gets_anything_and_no_get_changes_anything() {
             assert!(!answer.headers.contains_key("access-control-allow-origin"), "{method} {path}");
             let expected: &[u16] = match (method, path == replay) {
                 ("GET" | "HEAD", false) => &[200],
-                // There is no such webhook; only POST looks for it.
-                ("GET" | "HEAD" | "POST", true) => &[404],
+                // There is no such webhook.
+                ("POST", true) => &[404],
                 _ => &[405],
             };
             assert!(expected.contains(&answer.status.as_u16()), "{method} {path}: {answer:?}");
+            if answer.status == 405 {
+                let allow = if path == replay { "POST" } else { "GET, HEAD" };
+                assert_eq!(answer.header("allow"), allow, "{method} {path}");
+                let told = format!("this path of the admin port takes {allow} only");
+                assert!(method == "HEAD" || answer.json()["detail"] == told, "{method} {path}: {answer:?}");
+            }
         }
     }
     assert_eq!(live.mock.stats().attempts, 0);

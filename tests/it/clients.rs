@@ -119,7 +119,7 @@ async fn the_other_ports_are_as_strict() {
 #[tokio::test]
 async fn no_get_changes_state_at_the_admin_port() {
     let live = Setup::default().loopback().await;
-    assert_eq!(live.admin("/api/v1/webhooks/1/replay").await.status, 404);
+    assert_eq!(live.admin("/api/v1/webhooks/1/replay").await.status, 405);
     let admin = live.server.admin.expect("an admin port");
     let post = b"POST /api/v1/webhooks/1/replay HTTP/1.1\r\nhost: localhost\r\norigin: http://evil.test\r\nconnection: close\r\n\r\n";
     let answer = raw(TcpStream::connect(admin).await.expect("open"), post).await;

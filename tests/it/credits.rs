@@ -68,6 +68,16 @@ fn used(site: &Site) -> f64 {
     site.proxy.credits()["accounts"][0]["used"].as_f64().expect("a number")
 }
 
+/// Who adds up what the answers say comes to what was charged.
+#[tokio::test(start_paused = true)]
+async fn an_answer_given_again_charges_nothing_a_second_time() {
+    let site = site();
+    let keyed = || create_with(&json!({"model": "bfl/fine", "input": {}})).with("idempotency-key", "order-1");
+    let charged = async || site.send(keyed()).await.header("sluicegate-credits-charged").to_owned();
+    assert_eq!([charged().await, charged().await], ["0.5", ""]);
+    assert!((used(&site) - 0.5).abs() < 1e-9);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_spent_budget_is_402_until_midnight_and_costs_nothing() {
     let site = site();

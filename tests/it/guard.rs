@@ -262,6 +262,7 @@ async fn a_caller_nobody_knows_is_refused() {
         let answer = site.send(call).await;
         assert_eq!((answer.status.as_u16(), answer.code()), (401, "unauthorized".into()));
         assert_eq!(answer.header("x-should-retry"), "false");
+        assert_eq!(answer.header("www-authenticate"), "Bearer realm=\"sluicegate\"");
     }
     nothing_happened(&site, "unknown");
     for call in [

@@ -11,7 +11,7 @@ use serde_json::json;
 use sluicegate::mock::{Fault, Options, RunTime};
 use tokio::time::sleep;
 
-use crate::support::client::With;
+use crate::support::client::{Answer, With};
 use crate::support::redis::{Fleet, Redis, wait_for};
 use crate::support::relay::{Passes, Relay};
 use crate::support::{Site, create, create_with};
@@ -72,6 +72,8 @@ async fn one_key_fired_at_three_replicas_is_one_create_and_three_equal_answers()
     // Later it is the same, another body is refused, and another key is another create.
     let again = sites[2].send(keyed("order-1")).await;
     assert_eq!(again.body, answers[0].body);
+    let replayed = |answer: &&Answer| answer.header("idempotent-replayed") == "true" && answer.attempts() == 0;
+    assert_eq!(answers.iter().chain([&again]).filter(replayed).count(), answers.len(), "all but the first");
     let other = create_with(&json!({"model": "flux-schnell", "input": {"prompt": "another"}}));
     let refused = sites[1].send(other.with("idempotency-key", "order-1")).await;
     assert_eq!((refused.status.as_u16(), refused.code()), (422, "idempotency_mismatch".to_owned()));

@@ -120,6 +120,7 @@ async fn an_idempotency_key_gets_the_first_answer_from_the_next_process_too() {
         let again = site.send(keyed("answered")).await;
         assert_eq!((again.status, &again.body, again.job_id()), (first.status, &first.body, first.job_id()));
         assert_eq!(again.header("sluicegate-charge"), "accepted");
+        assert_eq!((again.header("idempotent-replayed"), again.attempts()), ("true", 0));
         for key in ["unanswered", "under way"] {
             let unknown = site.send(keyed(key)).await;
             let told = (unknown.status.as_u16(), unknown.code(), unknown.header("sluicegate-charge").to_owned());

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
+use http::{HeaderValue, Request};
 use http_body_util::Full;
 use serde_json::json;
 use sluicegate::mock::{Fault, Options};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::support::client::{With, request};
+use crate::support::client::{Answer, With, request};
 use crate::support::{NOTHING, Setup, Site, create, create_with, get, poll, post};
 
 fn unlimited(toml: &'static str) -> Setup {
@@ -227,9 +227,16 @@ async fn an_idempotency_key_of_the_caller_is_honoured_here() {
     let (first, joins) = (site.spawn(keyed()), site.spawn(keyed()));
     let (first, joins) = (first.await.expect("answered"), joins.await.expect("answered"));
     assert_eq!(first.job_id(), joins.job_id());
+    let told = |answer: &Answer| (answer.attempts(), answer.header("idempotent-replayed").to_owned());
+    let mut both = [told(&first), told(&joins)];
+    both.sort();
+    assert_eq!(both, [(0, "true".to_owned()), (1, String::new())], "one of them was sent");
     assert_ne!(first.header("x-request-id"), joins.header("x-request-id"));
     sleep(Duration::from_secs(23 * 3600)).await;
-    assert_eq!(site.send(keyed()).await.job_id(), first.job_id());
+    let again = site.send(keyed()).await;
+    assert_eq!((again.job_id(), told(&again)), (first.job_id(), (0, "true".to_owned())));
+    assert!(again.header("server-timing").starts_with("queue;dur=0.0, upstream;dur=0.0,"), "{again:?}");
+    assert_eq!(again.header("sluicegate-charge"), "accepted");
     assert_eq!(site.mock.stats().creates_accepted, 1);
 
     let other = create_with(&json!({"model": "another", "input": {}})).with("idempotency-key", "order-1");
@@ -243,6 +250,33 @@ async fn an_idempotency_key_of_the_caller_is_honoured_here() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_cannot_be_an_idempotency_key_is_refused_before_anything_is_sent() {
+    let site = unlimited("").memory();
+    let keyed = |key: &str| create().with("idempotency-key", key);
+    let twice = |first: &str, second: &'static str| {
+        let mut call = keyed(first);
+        call.headers_mut().append("idempotency-key", HeaderValue::from_static(second));
+        call
+    };
+    let long = "k".repeat(256);
+    for (call, way_out) in [
+        (keyed(""), "1 to 255 bytes"),
+        (keyed(&long), "a shorter one"),
+        (twice("a", "b"), "send one"),
+        (twice("a", "a"), "send one"),
+    ] {
+        let refused = site.send(call).await;
+        assert_eq!((refused.status.as_u16(), refused.code()), (400, "bad_request".into()));
+        assert_eq!((refused.header("sluicegate-charge"), refused.attempts()), ("not-sent", 0));
+        assert!(refused.json()["detail"].as_str().is_some_and(|detail| detail.contains(way_out)), "{refused:?}");
+    }
+    assert_eq!(site.mock.stats().attempts, 0);
+    assert_eq!(site.send(keyed(&long[..255])).await.status, 201);
+    // Elsewhere it is the upstream's business.
+    assert_eq!(site.send(get("/v1/echo").with("idempotency-key", "")).await.status, 200);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_key_whose_create_cost_nothing_may_be_used_again_but_not_one_of_unknown_outcome() {
     let site = unlimited("").memory();
     let keyed = |key: &str| create().with("idempotency-key", key);
@@ -251,8 +285,12 @@ async fn a_key_whose_create_cost_nothing_may_be_used_again_but_not_one_of_unknow
     assert_eq!(site.send(keyed("a")).await.status, 201);
 
     site.mock.fault_next("POST", "/v1/predictions", Fault::ResetAfter);
-    assert_eq!(site.send(keyed("b")).await.code(), "outcome_unknown");
-    assert_eq!(site.send(keyed("b")).await.code(), "outcome_unknown");
+    let first = site.send(keyed("b")).await;
+    let again = site.send(keyed("b")).await;
+    assert_eq!(
+        [(first.code(), first.attempts()), (again.code(), again.attempts())],
+        [1, 0].map(|n| ("outcome_unknown".into(), n))
+    );
     assert_eq!(site.mock.stats().attempts, 3);
 }
 

@@ -110,6 +110,7 @@ async fn a_head_that_cannot_be_passed_on_is_asked_for_again_or_said_to_be_unknow
             is(&answer, 502, "bad_upstream_answer", 4, &format!("{path} {case}"));
             let detail = answer.json()["detail"].as_str().expect("text").to_owned();
             assert!(detail.contains(reason), "{case}: {detail}");
+            assert_eq!(answer.json()["attempts"], 4, "{path} {case}");
             assert_eq!(before.raw.connections(), 4, "{path} {case}: none is used again");
             none_the_worse(&before, case).await;
         }

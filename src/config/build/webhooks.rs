@@ -1,5 +1,7 @@
 //! `[webhooks]`.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
 use http::Uri;
 
 use super::Context;
@@ -13,7 +15,13 @@ use crate::webhooks::signature::Keys;
 
 pub(super) fn read(root: &Section<'_>, server: &Server, admin: &Admin, context: &mut Context<'_>) -> Webhooks {
     let section = root.section("webhooks");
-    let allow = section.list("allow", |value| allow(text(value)?)).unwrap_or_default();
+    let inbound = inbound(&section, server, admin, context);
+    let listening = inbound.as_ref().map(|inbound| inbound.listen);
+    let ports =
+        [("admin.listen", admin.listen), ("admin.health_listen", admin.health_listen), ("webhooks.listen", listening)];
+    let ports = ports.into_iter().filter_map(|(key, address)| Some((key, address?)));
+    let ours: Vec<_> = server.listen.iter().map(|address| ("server.listen", *address)).chain(ports).collect();
+    let allow = section.list("allow", |value| allowed(allow(text(value)?)?, &ours)).unwrap_or_default();
     let secret = secret(&section, context);
     if !allow.is_empty() && !section.has("secret") {
         context.warnings.push(
@@ -21,7 +29,7 @@ pub(super) fn read(root: &Section<'_>, server: &Server, admin: &Admin, context: 
                 .to_owned(),
         );
     }
-    Webhooks { secret, inbound: inbound(&section, server, admin, context), allow }
+    Webhooks { secret, inbound, allow }
 }
 
 fn secret(section: &Section<'_>, context: &mut Context<'_>) -> Option<Secret> {
@@ -91,9 +99,62 @@ fn allow(text: &str) -> Result<Allow, Complaint> {
     Ok(Allow { host: host.trim_matches(['[', ']']).to_owned(), port })
 }
 
+/// Nothing is ever delivered to a port of ours: an entry that names one is a mistake.
+fn allowed(allow: Allow, ours: &[(&str, SocketAddr)]) -> Result<Allow, Complaint> {
+    let leads_to = |address: &SocketAddr| allow.port == Some(address.port()) && reaches(&allow.host, address.ip());
+    match ours.iter().find(|(_, address)| leads_to(address)) {
+        Some((key, address)) => {
+            let complaint = Complaint::new(format!(
+                "names {address}, a port of this proxy ({key}), and nothing is delivered there"
+            ));
+            Err(complaint.help("name the port of the app that takes the webhooks"))
+        }
+        None => Ok(allow),
+    }
+}
+
+/// Whether `host` leads to a port on `own`, as far as it can be told without asking the system: names other than `localhost` are not resolved.
+fn reaches(host: &str, own: IpAddr) -> bool {
+    let own = own.to_canonical();
+    if let Ok(ip) = host.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+        // An unspecified address connects to this machine; on one, all of this machine's are listened on.
+        return ip == own || ip.is_unspecified() || (own.is_unspecified() && ip.is_loopback());
+    }
+    let local = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+    (host == "localhost" || host.ends_with(".localhost")) && (own.is_unspecified() || local.contains(&own))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_port_of_ours_is_allowed_by_any_of_its_names() {
+        let ours =
+            [("server.listen", "127.0.0.1:8787"), ("admin.listen", "0.0.0.0:8788"), ("webhooks.listen", "[::1]:8790")];
+        let ours = ours.map(|(key, address)| (key, address.parse().expect("an address")));
+        let refused = |text: &str| allow(text).is_ok_and(|entry| allowed(entry, &ours).is_err());
+        for text in [
+            "localhost:8787",
+            "LOCALHOST:8788",
+            "app.localhost:8787",
+            "127.0.0.1:8787",
+            "[::ffff:127.0.0.1]:8787",
+            "0.0.0.0:8787",
+            "127.0.0.1:8788",
+            "127.9.9.9:8788",
+            "[::1]:8788",
+            "localhost:8790",
+            "[::1]:8790",
+        ] {
+            assert!(refused(text), "{text}");
+        }
+        for text in
+            ["localhost:3000", "localhost:*", "127.0.0.2:8787", "127.0.0.1:8790", "my-svc:8787", "192.0.2.1:8788"]
+        {
+            assert!(allow(text).is_ok() && !refused(text), "{text}");
+        }
+    }
 
     #[test]
     fn a_port_is_always_said() {

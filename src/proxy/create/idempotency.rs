@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::ledger::answers::{Earlier, Said};
 use crate::proxy::App;
-use crate::proxy::dispatch::Refusal;
+use crate::proxy::dispatch::{Refusal, Spent};
 use crate::proxy::jobs::Charge;
 use crate::proxy::rejection::Rejection;
 
@@ -137,13 +137,7 @@ pub(super) fn said(created: &Created) -> Option<Said> {
 /// The first answer again.
 pub(super) fn again(Said { status, headers, body, accepted }: Said) -> Created {
     let charge = if accepted { Charge::Accepted } else { Charge::Unknown };
-    Created {
-        answer: Ok(Answer { status, headers, body, charge, job: None }),
-        attempts: 0,
-        queued: Duration::ZERO,
-        upstream: Duration::ZERO,
-        credits: None,
-    }
+    Created { answer: Ok(Answer { status, headers, body, charge, job: None }), spent: Spent::default(), replayed: true }
 }
 
 /// It was sent, and its answer will not be known: it is not sent again.
@@ -166,13 +160,7 @@ mod tests {
     fn created() -> Arc<Created> {
         let (status, charge) = (StatusCode::CREATED, Charge::Accepted);
         let answer = Answer { status, headers: HeaderMap::new(), body: Bytes::from_static(b"{}"), charge, job: None };
-        Arc::new(Created {
-            answer: Ok(answer),
-            attempts: 1,
-            queued: Duration::ZERO,
-            upstream: Duration::ZERO,
-            credits: None,
-        })
+        Arc::new(Created { answer: Ok(answer), spent: Spent { attempts: 1, ..Spent::default() }, replayed: false })
     }
 
     #[tokio::test(start_paused = true)]

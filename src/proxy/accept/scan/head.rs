@@ -140,7 +140,7 @@ impl Head {
         }
         self.fields += 1;
         if self.fields > MAX_FIELDS {
-            return Err(Rejection::HeadTooLarge { limit_bytes: MAX_HEAD_BYTES });
+            return Err(Rejection::TooManyFields { limit_fields: MAX_FIELDS });
         }
         let name = &bytes[self.at..name_end];
         if matches!(name.len(), 4 | 14 | 17) {

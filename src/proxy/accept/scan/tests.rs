@@ -239,3 +239,13 @@ fn chunked_bodies_are_read_strictly() {
     assert!(is_bad(&with(&format!("1;{}\r\na\r\n0\r\n\r\n", "e".repeat(5_000)))));
     assert!(is_bad(&with(&format!("0\r\nt: {}\r\n\r\n", "e".repeat(9_000)))));
 }
+
+#[test]
+fn too_many_fields_are_told_by_their_number() {
+    let with = |fields: u32| format!("GET / HTTP/1.1\r\nhost: h\r\n{}\r\n", "x: y\r\n".repeat(fields as usize - 1));
+    assert!(!matches!(whole(with(100).as_bytes()).2, Then::BadHead(_)));
+    let Then::BadHead(refused) = whole(with(101).as_bytes()).2 else { panic!("refused") };
+    assert_eq!(refused, Rejection::TooManyFields { limit_fields: 100 });
+    assert_eq!((refused.status().as_u16(), refused.code()), (431, "head_too_large"));
+    assert_eq!(refused.to_string(), "the request head has more than 100 fields");
+}
