@@ -14,17 +14,22 @@ use crate::proxy::quota::{Claim, View, Wait};
 use crate::state::redis::wire::{Lines, SlotEntry};
 use crate::state::redis::{Terms, random_name};
 
+use self::block::Block;
 use self::hearing::Clocks;
 use self::purse::{NoFunds, Purse};
 use self::slots::Held;
 use self::telling::Reports;
 
+use self::spending::Origin;
 pub(crate) use self::spending::Place;
 use super::line::{Need, Ticket};
 use super::{Turn, Waiter};
 
 /// Places in the window.
 mod spending;
+
+/// Many of them at once.
+mod block;
 
 /// Job slots.
 mod slots;
@@ -143,6 +148,10 @@ pub(crate) struct Shared {
     others: BTreeMap<String, String>,
     others_changed: bool,
     pub(crate) told: Told,
+    /// Where attempts are granted in blocks.
+    block: Option<Block>,
+    /// One was asked for in the call that is under way.
+    wanted: bool,
     /// Where the plan has a budget.
     pub(super) purse: Option<Purse>,
 }
@@ -161,6 +170,8 @@ impl Shared {
             log.and_then(|log| if log.free(now) == 0 { log.leaving().last().map(|(at, _)| *at) } else { None });
         Self {
             lines: Lines::new(&terms),
+            block: Block::new(&terms, now),
+            wanted: false,
             purse: terms.credits.map(Purse::new),
             terms,
             id,
@@ -202,8 +213,10 @@ impl Shared {
     pub(super) fn ready(&self, log: Option<&mut WindowLog>, now: Instant) -> Result<(), Wait> {
         match self.mode {
             Mode::Outside => Err(Wait::ForEvent(None)),
+            _ if self.at_hand(now) > 0 => Ok(()),
             Mode::Up => match self.closed_until {
                 Some(until) if now < until => Err(Wait::Until(until)),
+                _ if self.block.is_some() => Err(Wait::ForEvent(None)),
                 _ if self.allowance.is_some_and(|most| self.asked() >= most) => Err(Wait::ForEvent(None)),
                 _ => Ok(()),
             },
@@ -235,8 +248,9 @@ impl Shared {
     }
 
     /// A call is under way or about to be, and what it brings is not known.
-    pub(super) fn is_busy(&self) -> bool {
-        self.asked() > 0
+    pub(super) fn is_busy(&self, now: Instant) -> bool {
+        let asks_for_block = self.block.as_ref().is_some_and(|block| block.left(now) == 0) && !self.is_closed(now);
+        self.asked() > 0 || (asks_for_block && self.mode == Mode::Up)
     }
 
     /// Turns are asked for, rather than given at once.
@@ -266,8 +280,11 @@ impl Shared {
         self.terms.beat()
     }
 
-    pub(super) fn ask(&mut self, ticket: Ticket, need: Need, claim: Claim, waiter: Waiter) {
+    pub(super) fn ask(&mut self, ticket: Ticket, need: Need, claim: Claim, waiter: Waiter, now: Instant) {
         self.next += 1;
+        if let Some(block) = &mut self.block {
+            block.take(now);
+        }
         self.asking.push_back(Asking { ticket, need, claim, waiter, n: self.next });
     }
 
@@ -292,8 +309,9 @@ impl Shared {
 
     /// What an answer's headers say of all replicas together.
     pub(super) fn tighten(&self, view: View, now: Instant) -> View {
-        let closed = self.closed_until.filter(|until| *until > now);
-        match (closed, self.told.free) {
+        let (closed, at_hand) = (self.closed_until.filter(|until| *until > now), self.at_hand(now));
+        let free = self.told.free.map(|free| free.saturating_add(at_hand));
+        match (closed.filter(|_| at_hand == 0), free) {
             (Some(until), _) => View { remaining: 0, reset_in: until - now, ..view },
             (None, Some(free)) if free < view.remaining => View { remaining: free, ..view },
             _ => view,

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::state::redis::wire::{Paid, Reply};
 
 use super::super::line::Need;
-use super::{Asking, MOST_ASKED, Mode, News, Outcome, Place, Reports, Shared, Told};
+use super::{Asking, MOST_ASKED, Mode, News, Origin, Outcome, Place, Reports, Shared, Told};
 
 /// The server's clock and ours, at the last answer.
 #[derive(Debug, Clone, Copy)]
@@ -31,16 +31,21 @@ impl Shared {
     }
 
     /// Whoever was asked for goes back, and what may have been granted is given back.
-    pub(super) fn take_back(&mut self, now: Instant) -> Vec<Asking> {
+    fn take_back(&mut self, now: Instant) -> Vec<Asking> {
         let mut back = std::mem::take(&mut self.in_call);
         for asking in &back {
-            self.reports.ends.insert(asking.n, now);
+            if self.block.is_none() {
+                self.reports.ends.insert(asking.n, now);
+            }
             if asking.need == Need::Slot {
                 let slot = self.name(asking.n);
                 self.reports.freed.push((slot, 1, 0));
             }
         }
         back.extend(self.asking.drain(..));
+        if let Some(block) = &mut self.block {
+            block.put_back(back.len());
+        }
         back
     }
 
@@ -67,11 +72,13 @@ impl Shared {
         if stepped {
             // Granted by a clock that cannot be trusted.
             outcome.back = self.take_back(now);
+            self.give_up();
             self.take_over(reply, &mut outcome);
             (self.allowance, self.closed_until) = (Some(1), None);
             outcome.news = Some(News::Stepped);
             return outcome;
         }
+        self.hear_of_block(reply, sent, now);
         self.share_out(reply, sent, now, &mut outcome);
         outcome.news = match (was, reset) {
             (_, Some(why)) if matches!(&*why, "new" | "clock" | "rollback" | "failover") => Some(News::Reset(why)),
@@ -82,7 +89,7 @@ impl Shared {
         outcome
     }
 
-    pub(super) fn turned_away(&mut self, refused: &str, now: Instant) -> Outcome {
+    fn turned_away(&mut self, refused: &str, now: Instant) -> Outcome {
         let news = (refused == "full" && self.told.why.as_deref() != Some("full")).then_some(News::NoSeat);
         self.told.why = Some(refused.to_owned());
         // Not known to the store any more: as good as no answer, until it is told what we hold. Without a seat there is no share.
@@ -95,7 +102,7 @@ impl Shared {
     }
 
     /// Between two answers the server's clock went as ours did, give or take J.
-    pub(super) fn has_stepped(&mut self, reply: &Reply, sent: Instant, got: Instant) -> bool {
+    fn has_stepped(&mut self, reply: &Reply, sent: Instant, got: Instant) -> bool {
         let Some(server) = reply.server_time() else { return true };
         let before = self.clocks.replace(Clocks { server, sent, got });
         let Some(before) = before else { return false };
@@ -104,7 +111,7 @@ impl Shared {
         server.checked_sub(before.server).is_none_or(|passed| passed > longest || passed < shortest)
     }
 
-    pub(super) fn note(&mut self, reply: &Reply, now: Instant) {
+    fn note(&mut self, reply: &Reply, now: Instant) {
         if let (Some(purse), Some(reply)) = (&mut self.purse, &reply.purse) {
             purse.heard(reply, now);
         }
@@ -123,22 +130,44 @@ impl Shared {
         };
     }
 
-    pub(super) fn take_over(&mut self, reply: &Reply, outcome: &mut Outcome) {
+    /// What was granted at once, and what is left of earlier blocks, for the store has counted that again.
+    fn hear_of_block(&mut self, reply: &Reply, sent: Instant, now: Instant) {
+        let (terms, even) = (&self.terms, self.is_even());
+        let until = if even { now + terms.jitter.max(terms.patience()) } else { sent + terms.grant };
+        if let Some(block) = &mut self.block {
+            block.heard(reply.block, until.min(sent + terms.grant), sent + terms.grant);
+        }
+    }
+
+    /// Nothing more is sent of what was granted beforehand.
+    pub(in crate::proxy::queue) fn give_up(&mut self) {
+        if let Some(block) = &mut self.block {
+            block.give_up();
+        }
+    }
+
+    fn take_over(&mut self, reply: &Reply, outcome: &mut Outcome) {
         for entry in &reply.adopted {
             let number = self.keep_slot(entry.clone());
             outcome.adopted.push((number, entry.clone()));
         }
     }
 
-    pub(super) fn share_out(&mut self, reply: &Reply, sent: Instant, now: Instant, outcome: &mut Outcome) {
+    fn share_out(&mut self, reply: &Reply, sent: Instant, now: Instant, outcome: &mut Outcome) {
         let wanted_slots = self.in_call.iter().any(|asking| asking.need == Need::Slot);
         for (index, asking) in std::mem::take(&mut self.in_call).into_iter().enumerate() {
             if let (Some(2), Some(purse)) = (reply.granted.get(index), &self.purse) {
                 let no = purse.short_of(asking.waiter.price, now);
+                if let Some(block) = &mut self.block {
+                    block.put_back(1);
+                }
                 outcome.unfunded.push((asking, no));
                 continue;
             }
             if reply.granted.get(index) != Some(&1) {
+                if let Some(block) = &mut self.block {
+                    block.put_back(1);
+                }
                 outcome.back.push(asking);
                 continue;
             }
@@ -154,16 +183,21 @@ impl Shared {
                 }
                 n
             });
-            let place = Place { n: Some(asking.n), funded, good_until: sent + self.terms.grant };
+            let origin = if self.block.is_some() { Origin::Block } else { Origin::Asked(asking.n) };
+            let place = Place { origin, funded, good_until: sent + self.terms.grant };
             outcome.served.push((asking, place, slot));
         }
         self.take_over(reply, outcome);
         self.allowance = match (reply.free, reply.wait) {
+            _ if self.block.is_some() => None,
             (None, None) => None,
             (Some(free), None) => Some(free.clamp(1, MOST_ASKED)),
             (_, Some(_)) => Some(1),
         };
-        self.closed_until = reply.wait.map(|wait| now + Duration::from_micros(wait));
+        // Who asks for no block hears nothing of the one that it waits for.
+        if self.block.is_none() || self.wanted || reply.wait.is_some() {
+            self.closed_until = reply.wait.map(|wait| now + Duration::from_micros(wait));
+        }
         if wanted_slots {
             self.slots_until = reply.no_slot.then(|| now + self.terms.slot_poll());
         }

@@ -41,11 +41,11 @@ impl Reports {
 }
 
 impl Shared {
-    /// The next call; `None` while nothing may be said. `more`: others wait in the line. `today` is the day by our own calendar.
+    /// The next call; `None` while nothing may be said. `waiting`: so many wait in the line for a place. `today` is the day by our own calendar.
     pub(in crate::proxy::queue) fn prepare(
         &mut self,
         log: Option<&mut WindowLog>,
-        more: bool,
+        waiting: usize,
         today: i64,
         now: Instant,
     ) -> Option<Request> {
@@ -60,21 +60,24 @@ impl Shared {
         if self.must_join {
             // What is sent from here on without a place is not part of what is told now.
             (self.must_join, self.joining) = (false, true);
-            self.fill_join(&mut request, log, now);
+            self.fill_join(&mut request, log, waiting, now);
         } else {
-            self.fill_call(&mut request, more, now);
+            self.fill_call(&mut request, log, waiting, now);
         }
         Some(request)
     }
 
     /// All that we hold: what was to be reported is in it.
-    pub(super) fn fill_join(&mut self, request: &mut Request, log: Option<&mut WindowLog>, now: Instant) {
+    fn fill_join(&mut self, request: &mut Request, log: Option<&mut WindowLog>, waiting: usize, now: Instant) {
         let held = std::mem::take(&mut self.reports);
         request.freed.clone_from(&held.freed);
         self.on_the_way = Reports { freed: held.freed, ..Reports::default() };
         self.reports = Reports { closed: held.closed, paced: held.paced, ..Reports::default() };
         self.flights.clear();
-        if let Some(log) = log {
+        if let Some(block) = &mut self.block {
+            block.forgotten();
+            self.tell_attempts(request, log, waiting, now);
+        } else if let Some(log) = log {
             log.free(now);
             request.uploads = log.leaving().map(|(at, count)| (micros(*at - now), *count)).collect();
             request.uploads.push((micros(self.terms.full()), log.under_way()));
@@ -83,7 +86,17 @@ impl Shared {
         request.others.clone_from(&self.others);
     }
 
-    pub(super) fn fill_call(&mut self, request: &mut Request, more: bool, now: Instant) {
+    /// Where they are granted in blocks.
+    fn tell_attempts(&mut self, request: &mut Request, log: Option<&mut WindowLog>, waiting: usize, now: Instant) {
+        let even = self.is_even();
+        if let (Some(block), Some(log)) = (&mut self.block, log) {
+            let told = block.tell(log, waiting, even, now);
+            (request.open, request.spent) = (Some(told.open), told.spent);
+        }
+    }
+
+    fn fill_call(&mut self, request: &mut Request, log: Option<&mut WindowLog>, waiting: usize, now: Instant) {
+        self.tell_attempts(request, log, waiting, now);
         let counted = |sent: &Instant| *sent + self.terms.jitter <= now;
         let late: Vec<u64> = self.flights.iter().filter(|(_, sent)| counted(sent)).map(|(n, _)| *n).collect();
         for n in late {
@@ -103,8 +116,13 @@ impl Shared {
         if self.mode == Mode::Up {
             let most = self.asking.len().min(MOST_ASKED as usize);
             self.in_call = self.asking.drain(..most).collect();
-            request.more = more || !self.asking.is_empty();
+            request.more = waiting > 0 || !self.asking.is_empty();
+            if !self.is_closed(now) {
+                let wanted = self.block.as_ref().map(|block| block.want(waiting, self.is_even(), now));
+                request.want = wanted.filter(|wanted| *wanted > 0);
+            }
         }
+        self.wanted = request.want.is_some();
         request.asks = self.in_call.iter().map(|asking| self.ask_for(asking)).collect();
         // Who asks for nothing looks after what others left; and who asks all the time, as often as it has to call.
         if self.in_call.is_empty() || now >= self.adopt_at {
@@ -113,7 +131,7 @@ impl Shared {
         }
     }
 
-    pub(super) fn ask_for(&self, asking: &Asking) -> AskFor {
+    fn ask_for(&self, asking: &Asking) -> AskFor {
         let name = self.name(asking.n);
         // The place's name does for the slot too.
         let slot = if asking.need == Need::Slot { name.clone() } else { String::new() };
@@ -132,7 +150,7 @@ impl Shared {
     }
 
     /// Says who calls, and nothing else yet.
-    pub(super) fn request(&self, op: Op) -> Request {
+    fn request(&self, op: Op) -> Request {
         Request {
             op,
             id: self.id.clone(),
@@ -149,6 +167,9 @@ impl Shared {
             uploads: Vec::new(),
             others: BTreeMap::new(),
             asks: Vec::new(),
+            open: None,
+            spent: Vec::new(),
+            want: None,
             more: false,
             adopt: None,
             purse: None,
