@@ -41,11 +41,14 @@ struct Plan {
     block: Option<u32>,
     /// What a replica would send in a tick.
     demand: u32,
-    paced: bool,
+    /// How many more than that wait, and give up now and then: they are granted, and not sent at once.
+    hesitant: u32,
 }
 
-const SMALL: Plan = Plan { limit: 24, block: None, demand: 3, paced: false };
-const LARGE: Plan = Plan { limit: 1_200, block: Some(24), demand: 30, paced: false };
+const SMALL: Plan = Plan { limit: 24, block: None, demand: 3, hesitant: 0 };
+const LARGE: Plan = Plan { limit: 1_200, block: Some(24), demand: 30, hesitant: 0 };
+/// Blocks are larger than a replica's share, which is kept for one that is cut off, and are spent late.
+const HOARDED: Plan = Plan { limit: 1_200, block: Some(800), demand: 60, hesitant: 800 };
 
 /// A real server, whose clock is ours.
 struct Server {
@@ -169,12 +172,16 @@ struct Replica {
     /// What it has paid and not refunded.
     paid: Vec<Paid>,
     demand: u32,
+    /// So many more wait, and do not go when they could.
+    hesitant: u32,
     dead_until: Option<Instant>,
 }
 
 struct World {
     rng: Rng,
     plan: Plan,
+    /// Demand comes and goes.
+    moody: bool,
     now: Instant,
     server_time: Duration,
     server: Server,
@@ -204,7 +211,7 @@ fn terms(plan: Plan, replicas: u32) -> Terms {
         max_age: Duration::from_secs(30),
         burst: (plan.limit / 50 + 1).max(2),
         period: (W + J) / (plan.limit - (plan.limit / 50 + 1).max(2) + 1),
-        paced: plan.paced,
+        paced: false,
         block: plan.block,
         credits: Some((Amount::from_micro(BUDGET), 0)),
     }
@@ -240,12 +247,14 @@ impl World {
                 held,
                 paid,
                 demand: plan.demand,
+                hesitant: plan.hesitant,
                 dead_until: None,
             }
         };
         Self {
             rng: Rng::with_seed(seed),
             plan,
+            moody: false,
             now,
             server_time: START,
             paid: Vec::new(),
@@ -300,6 +309,9 @@ impl World {
             self.carry(n);
             self.send_granted(n);
             self.hear_upstream(n);
+            if self.moody && self.rng.u8(..) < 2 {
+                self.replicas[n].demand = [0, 0, 2, self.plan.demand][self.rng.usize(..4)];
+            }
             self.want(n);
             self.call(n);
         }
@@ -433,7 +445,7 @@ impl World {
             if replica.log.free(now) == 0 || replica.shared.ready(Some(&mut replica.log), now).is_err() {
                 return;
             }
-            let often = if self.plan.block.is_none() { 60 } else { 3 };
+            let often = if self.plan.block.is_none() { 60 } else { 20 };
             let create = self.rng.u8(..) < often && replica.shared.slots_open(now);
             replica.log.reserve();
             let need = if create { Need::Slot } else { Need::Nothing };
@@ -460,7 +472,8 @@ impl World {
         let (there, back) = (self.short(if slow { 600 } else { 8 }), self.short(8));
         let (_, today) = self.day(n);
         let replica = &mut self.replicas[n];
-        let waiting = if replica.shared.slots_open(now) { replica.demand } else { replica.demand / 2 } as usize;
+        let waiting = if replica.shared.slots_open(now) { replica.demand } else { replica.demand / 2 };
+        let waiting = (waiting + replica.hesitant) as usize;
         let urgent = replica.shared.is_urgent() || replica.shared.wants_block(waiting, now);
         if replica.call.is_some() || (now < replica.next_call && !urgent) {
             return;
@@ -532,10 +545,13 @@ impl World {
         let n = self.rng.usize(..self.replicas.len());
         match self.rng.u8(..15) {
             12.. => {
+                // One that comes back in the time that is lost, and dies with the server, is not noticed.
+                let about = &self.replicas[n];
+                let about = about.dead_until.is_none() && about.shared.state(self.now) == "up";
                 self.server.copy(false);
                 let lost = self.short(500);
                 self.run(lost);
-                let killed = self.rng.u8(..3) == 0;
+                let killed = self.rng.u8(..3) == 0 && about;
                 if killed {
                     self.kill(n);
                 }
@@ -585,6 +601,7 @@ fn seeds(usual: u64) -> u64 {
 /// The upstream counts right, whatever happens, and in the end everybody is served again.
 fn play(plan: Plan, seed: u64) {
     let mut world = World::new(plan, seed, 4);
+    world.moody = plan.hesitant > 0;
     let mut history = Vec::new();
     for _ in 0..20 {
         let pause = Duration::from_millis(world.rng.u64(100..6_000));
@@ -595,6 +612,8 @@ fn play(plan: Plan, seed: u64) {
     for replica in &mut world.replicas {
         replica.way = Way::Open;
     }
+    world.moody = false;
+    world.replicas.iter_mut().for_each(|replica| (replica.demand, replica.hesitant) = (plan.demand, 0));
     world.run(Duration::from_secs(15));
     let calls = world.server.calls;
     let (after, all) = (world.run(W * 10), plan.limit as usize * 10);
@@ -624,5 +643,26 @@ fn whatever_happens_the_plan_is_kept() {
 fn whatever_happens_a_plan_of_blocks_is_kept() {
     for seed in 0..seeds(2) {
         play(LARGE, seed);
+        play(HOARDED, seed);
+    }
+}
+
+/// The rest is granted to others meanwhile.
+#[test]
+fn a_block_that_is_spent_late_by_one_that_is_cut_off_counts_and_lapses_with_its_grant() {
+    for (late, sends) in [(500, true), (2_500, false)] {
+        let mut world = World::new(HOARDED, 0, 4);
+        world.replicas.iter_mut().for_each(|replica| (replica.demand, replica.hesitant) = (0, 0));
+        world.replicas[0].hesitant = HOARDED.hesitant;
+        world.run(Duration::from_secs(6));
+        assert_eq!(world.replicas[0].shared.at_hand(world.now), 800);
+        world.replicas[0].way = Way::Cut;
+        world.replicas[1..].iter_mut().for_each(|replica| replica.demand = HOARDED.demand);
+        world.run(Duration::from_millis(late));
+        world.replicas[0].demand = HOARDED.demand;
+        assert_eq!(world.replicas[0].shared.at_hand(world.now) > 0, sends);
+        let sent = world.run(Duration::from_millis(200));
+        assert_eq!(sent > 700, sends, "{sent}");
+        world.run(W * 3);
     }
 }
