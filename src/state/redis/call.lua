@@ -598,7 +598,7 @@ elseif q.block then
     if paced then r.free = math.min(r.free, cells()) end
     if q.want and block < q.want then
         -- Worth a call, after those who wait already.
-        local size = math.min(q.want - block, q.chunk)
+        local size = math.min(q.want, q.chunk)
         local more = before('r', block == 0 and mine or nil) + size
         local after = q.window / 1024
         if paced then after = math.max(after, (more - cells()) * q.period) end

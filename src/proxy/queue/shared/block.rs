@@ -47,6 +47,8 @@ pub(super) struct Block {
     /// Slices as the store knows them, and as they are being told.
     known: BTreeMap<u64, u32>,
     telling: BTreeMap<u64, u32>,
+    /// The plan is used up: what lies here unused others lack.
+    scarce: bool,
     /// Granted to this replica and never sent.
     lapsed: u64,
 }
@@ -65,6 +67,7 @@ impl Block {
             origin: now,
             known: BTreeMap::new(),
             telling: BTreeMap::new(),
+            scarce: false,
             lapsed: 0,
         })
     }
@@ -106,10 +109,15 @@ impl Block {
         self.desired(waiting, even, now).saturating_sub(self.left(now))
     }
 
-    /// A call for more is worth its while.
-    pub(super) fn is_low(&self, waiting: usize, even: bool, now: Instant) -> bool {
+    /// A call for more is worth its while; `turn`: its turn has come, after others.
+    pub(super) fn is_low(&self, waiting: usize, even: bool, turn: bool, now: Instant) -> bool {
         let desired = self.desired(waiting, even, now);
-        desired > 0 && self.left(now) <= desired / 4
+        let low = match (turn, self.scarce) {
+            (true, _) => desired.saturating_sub(1),
+            (false, true) => 0,
+            (false, false) => desired / 4,
+        };
+        desired > 0 && self.left(now) <= low
     }
 
     fn desired(&self, waiting: usize, even: bool, now: Instant) -> u32 {
@@ -165,5 +173,10 @@ impl Block {
         self.known = std::mem::take(&mut self.telling);
         self.left = self.left.saturating_add(granted);
         (self.until, self.good_until) = (until, good_until);
+    }
+
+    /// The answer to a call that asked for one: whether there was not as much, and whether others find as much as is worth a call.
+    pub(super) fn left_little(&mut self, refused: bool, plenty: bool) {
+        self.scarce = refused || (self.scarce && !plenty);
     }
 }

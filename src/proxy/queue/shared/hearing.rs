@@ -136,6 +136,9 @@ impl Shared {
         let until = if even { now + terms.jitter.max(terms.patience()) } else { sent + terms.grant };
         if let Some(block) = &mut self.block {
             block.heard(reply.block, until.min(sent + terms.grant), sent + terms.grant);
+            if self.wanted {
+                block.left_little(reply.wait.is_some(), reply.free >= terms.chunk());
+            }
         }
     }
 

@@ -80,7 +80,8 @@ impl Shared {
 
     /// A call for another block is worth its while; so many wait for one.
     pub(in crate::proxy::queue) fn wants_block(&self, waiting: usize, now: Instant) -> bool {
-        let is_low = self.block.as_ref().is_some_and(|block| block.is_low(waiting, self.is_even(), now));
+        let turn = self.closed_until.is_some();
+        let is_low = self.block.as_ref().is_some_and(|block| block.is_low(waiting, self.is_even(), turn, now));
         is_low && self.mode == Mode::Up && !self.is_closed(now)
     }
 
