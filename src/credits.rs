@@ -77,6 +77,11 @@ pub(crate) struct Purse {
 }
 
 impl Terms {
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Self { prices: Vec::new(), refund: Vec::new(), accounts: Vec::new(), clients: Vec::new() }
+    }
+
     pub(crate) fn new(config: &Config, accounts: Vec<Purse>, clients: Vec<(Arc<str>, Option<Amount>)>) -> Self {
         let price = |model: &config::Model| Some((model.name.as_str().into(), model.price?));
         let prices = config.models.iter().filter_map(price).collect();

@@ -33,6 +33,7 @@ pub(crate) fn status(app: &App) -> Value {
                 "away": view.told.away,
                 "used": view.told.used,
                 "jobs_live": view.told.live,
+                "unspent": view.unspent.map(|(left, _)| left),
                 "waits_for": view.told.why,
                 "silent_secs": view.silent_secs,
                 "credits": view.funds.map(|funds| json!({

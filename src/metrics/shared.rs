@@ -1,5 +1,7 @@
 //! What is counted of the store that replicas share.
 
+use std::sync::atomic::Ordering;
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -19,6 +21,8 @@ pub(crate) struct Metrics {
     used: PerAccount,
     live: PerAccount,
     frozen: PerAccount,
+    unspent: PerAccount,
+    lapsed: Family<[(&'static str, String); 1], Counter>,
 }
 
 impl Metrics {
@@ -33,6 +37,10 @@ impl Metrics {
         registry.register("shared_jobs_live", "Job slots that all replicas have taken", metrics.live.clone());
         let help = "1 while no credits are granted, as the part of a replica is not known";
         registry.register("shared_credits_frozen", help, metrics.frozen.clone());
+        let help = "Attempts that were granted to this replica in blocks and are not sent yet";
+        registry.register("shared_unspent", help, metrics.unspent.clone());
+        let help = "Attempts that were granted to this replica in blocks and never sent";
+        registry.register("shared_lapsed", help, metrics.lapsed.clone());
         metrics
     }
 
@@ -50,6 +58,11 @@ impl Metrics {
         set(&self.away, view.told.away);
         set(&self.used, view.told.used);
         set(&self.live, view.told.live);
+        if let Some((left, lapsed)) = view.unspent {
+            set(&self.unspent, left);
+            let total = self.lapsed.get_or_create_owned(&[("account", account.to_owned())]);
+            total.inner().store(lapsed, Ordering::Relaxed);
+        }
         if let Some(funds) = view.funds {
             set(&self.frozen, u32::from(funds.frozen));
         }

@@ -63,9 +63,10 @@ fn provoked() -> String {
     metrics.circuit.failed(Unreachable::Timeout);
     metrics.shared.called(true);
     let (one, second) = (NonZeroU32::MIN, Duration::from_secs(1));
+    let limit = NonZeroU32::new(20_000).expect("not zero");
     let plan = config::Plan {
         name: "small".into(),
-        requests: Some(config::Requests { limit: one, window: second, jitter: second }),
+        requests: Some(config::Requests { limit, window: second, jitter: second }),
         concurrent_jobs: Some(one),
         pacing: config::Pacing::Auto,
         llm: config::Llm::Shared,

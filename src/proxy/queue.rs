@@ -70,6 +70,8 @@ struct Book {
     held: Option<Duration>,
     /// Until when creates go although no attempt may be left for their jobs: a caller would not wait for one.
     hurried_until: Instant,
+    /// Somebody in the line waits for nothing but the store's next answer.
+    hurried: bool,
     /// Such refusals in a row.
     refused_for_jobs: u32,
     clients: Clients,
@@ -222,6 +224,7 @@ impl Account {
                 no_room_until: None,
                 held: None,
                 hurried_until: now,
+                hurried: false,
                 refused_for_jobs: 0,
                 clients: Clients(clients.collect()),
                 line: Line::new(&weights),
@@ -364,11 +367,16 @@ impl Account {
         let free = book.line.is_empty() && book.free_for(need, ask.client, now);
         // A store has to be asked: who would be refused at once waits for its answer, and for that to the call before.
         let shared = book.shared.as_ref().filter(|shared| shared.asks());
-        let asks = shared.map(|shared| (shared.patience(), shared.is_busy()));
-        if free && asks.is_none() {
+        let asks = shared.map(|shared| (shared.patience(), shared.is_busy(now)));
+        if free && book.shared.as_ref().is_none_or(|shared| shared.needs_no_call(need, ask.price, now)) {
             let claim = book.grant(need, ask.client, now);
-            let own = book.shared.as_ref().map(|shared| (shared.own_place(now), None));
+            let own =
+                book.shared.as_mut().and_then(|shared| shared.take(need, ask.price, now)).map(|place| (place, None));
+            let urgent = book.is_urgent(now);
             drop(guard);
+            if urgent {
+                self.broker.notify_one();
+            }
             return Ok(Entered::Served(self.make_turn(ticket, need, claim, own)));
         }
         let until = match asks {
@@ -389,6 +397,7 @@ impl Account {
         if book.line.len() >= book.max_waiting && ask.again.is_none() {
             return Err(NoTurn::Full { waiting: book.line.len(), retry_in: earliest - now });
         }
+        book.hurried |= until > ask.deadline;
         let (sender, receiver) = oneshot::channel();
         book.line.join(ticket, need, Waiter { sender, deadline: ask.deadline, price: ask.price });
         drop(guard);
@@ -405,7 +414,7 @@ impl Account {
                 let wake_at = book.next_wake(now);
                 let earlier = wake_at.is_some_and(|at| book.wake_at.is_none_or(|set| at < set));
                 book.wake_at = wake_at;
-                let urgent = book.is_urgent();
+                let urgent = book.is_urgent(now);
                 drop(book);
                 if earlier {
                     self.timer.notify_one();
@@ -415,11 +424,14 @@ impl Account {
                 }
                 return;
             };
-            if let Some(shared) = book.shared.as_mut().filter(|shared| shared.asks()) {
-                shared.ask(ticket, need, claim, waiter);
-                continue;
+            let mut own = None;
+            if let Some(shared) = &mut book.shared {
+                let Some(place) = shared.take(need, waiter.price, now) else {
+                    shared.ask(ticket, need, claim, waiter, now);
+                    continue;
+                };
+                own = Some((place, None));
             }
-            let own = book.shared.as_ref().map(|shared| (shared.own_place(now), None));
             drop(book);
             // A waiter that has just given up drops the turn, and so gives back what it holds.
             drop(waiter.sender.send(Ok(self.make_turn(ticket, need, claim, own))));
@@ -479,7 +491,7 @@ impl Account {
         book.live += 1;
         book.clients.0[client].live += 1;
         let shared = book.shared.as_mut().and_then(|shared| NonZeroU32::new(shared.hold_slot(client, job, model)));
-        let urgent = book.is_urgent();
+        let urgent = book.is_urgent(Instant::now());
         drop(book);
         if urgent {
             self.broker.notify_one();
@@ -568,7 +580,7 @@ impl Account {
         let mut book = self.book();
         change(&mut book);
         let waiting = !book.line.is_empty();
-        let urgent = book.is_urgent();
+        let urgent = book.shared.is_some() && book.is_urgent(Instant::now());
         drop(book);
         if waiting {
             self.pump();
@@ -619,8 +631,15 @@ impl Book {
         }
     }
 
-    fn is_urgent(&self) -> bool {
-        self.shared.as_ref().is_some_and(|shared| shared.is_urgent())
+    fn is_urgent(&mut self, now: Instant) -> bool {
+        let Some(shared) = &self.shared else { return false };
+        shared.is_urgent() || (shared.wants_block(self.waiting_for_place(now), now) && self.quota.ready(now).is_ok())
+    }
+
+    /// How many of the line could go if there were places.
+    fn waiting_for_place(&self, now: Instant) -> usize {
+        let open = self.shared.as_ref().is_none_or(|shared| shared.slots_open(now));
+        self.line.len() - if open { 0 } else { self.line.wanting_slots() }
     }
 
     /// Jobs of all replicas, as far as is known.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use redis::{ConnectionAddr, IntoConnectionInfo, Script};
 
 use crate::config::{self, Amount, Pacing, Secret};
-use crate::proxy::quota::pace;
+use crate::proxy::quota::{pace, window};
 
 use self::server::Server;
 use self::wire::{Reply, Request};
@@ -22,7 +22,7 @@ pub(crate) mod wire;
 
 /// A server for tests.
 #[cfg(test)]
-mod store;
+pub(crate) mod store;
 
 /// Idempotency keys, and their answers.
 pub(crate) mod answers;
@@ -34,6 +34,11 @@ pub(crate) mod jobs;
 const KEYS: &str = "sluicegate:1";
 /// How long a replica may go on with its share while it is cut off; then it sends nothing, and its seat is free for another.
 const CUT_OFF_AT_MOST: Duration = Duration::from_secs(3600);
+/// A block is no larger than this part of a plan.
+const BLOCKS: u32 = 50;
+/// Waiting for attempts that others have sent ends when this part of the plan is free: smaller ones would cost more calls, larger ones lie
+/// idle for longer.
+const CHUNKS: u32 = 128;
 
 /// The plan, and how long things last. Each is derived from the plan, so that replicas agree.
 #[derive(Debug, Clone)]
@@ -57,6 +62,8 @@ pub(crate) struct Terms {
     pub(crate) period: Duration,
     /// Evenly spaced from the start.
     pub(crate) paced: bool,
+    /// The most attempts that are granted at once, where they are not granted one by one.
+    pub(crate) block: Option<u32>,
     /// What a day may cost, where that is bounded, and the day's offset to UTC in seconds.
     pub(crate) credits: Option<(Amount, i32)>,
 }
@@ -81,8 +88,18 @@ impl Terms {
                 .requests
                 .map_or(Duration::ZERO, |requests| pace::period(requests.limit, requests.window, requests.jitter)),
             paced: plan.pacing == Pacing::Paced,
+            block: plan
+                .requests
+                .map(|requests| requests.limit.get())
+                .filter(|limit| *limit > window::EXACT_UP_TO)
+                .map(|limit| limit / BLOCKS),
             credits: plan.credits_per_day.map(|budget| (budget, utc_offset)),
         }
+    }
+
+    /// How many attempts are worth a call, for one that waits for a block.
+    pub(crate) fn chunk(&self) -> Option<u32> {
+        self.block.and(self.limit).map(|limit| (limit / CHUNKS).max(1))
     }
 
     /// floor(L/replicas): what a replica that is cut off may send in any window.
@@ -150,7 +167,7 @@ pub(crate) enum Failure {
 pub(crate) struct Link {
     server: Server,
     script: Script,
-    keys: [String; 6],
+    keys: [String; 7],
 }
 
 impl Link {
@@ -159,7 +176,7 @@ impl Link {
         Ok(Self {
             server: Server::new(settings, terms.timeout())?,
             script: Script::new(include_str!("redis/call.lua")),
-            keys: ["account", "places", "members", "slots", "turns", "purse"].map(|part| key_of(key, part)),
+            keys: ["account", "places", "members", "slots", "turns", "purse", "weights"].map(|part| key_of(key, part)),
         })
     }
 

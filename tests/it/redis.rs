@@ -21,6 +21,9 @@ mod faults;
 /// Several nodes.
 mod cluster;
 
+/// Plans too large to ask for each attempt.
+mod blocks;
+
 /// The program itself.
 mod program;
 

@@ -11,9 +11,6 @@ use crate::config::source::Source;
 use crate::config::{self, Account, Client, Llm, Redis, State};
 use crate::state::redis;
 
-/// The store counts every attempt by itself.
-const MOST_REQUESTS: u32 = 10_000;
-
 /// Reads `state.redis`; `directory` is where the rest of the state goes.
 pub(super) fn read(state: &Section<'_>, directory: PathBuf, context: &mut Context<'_>) -> Option<State> {
     if !state.has("redis") {
@@ -132,11 +129,6 @@ pub(super) fn refuse_unshared(root: &Section<'_>, accounts: &[Account], clients:
                 "llm",
                 complaint.help("remove it or credits_per_day, or use state.store = \"local\" with one process"),
             );
-        }
-        if account.plan.requests.is_some_and(|requests| requests.limit.get() > MOST_REQUESTS) {
-            let key = if plan.has("requests") { "requests" } else { "requests_per_minute" };
-            let complaint = Complaint::new(format!("must be at most {MOST_REQUESTS} with state.store = \"redis\""));
-            plan.complain(key, complaint.help("use state.store = \"local\" with one process"));
         }
     }
     for (section, client) in root.items("clients").into_iter().zip(clients) {

@@ -45,6 +45,8 @@ pub(crate) struct SharedView {
     /// While the store does not answer: for how long.
     pub(crate) silent_secs: f64,
     pub(crate) told: Told,
+    /// Where attempts are granted in blocks: those that are left here, and those that were given back or have lapsed.
+    pub(crate) unspent: Option<(u32, u64)>,
     /// Where the plan has a budget.
     pub(crate) funds: Option<Funds>,
 }
@@ -72,10 +74,10 @@ impl Account {
         let mut told_failure = false;
         let mut next_beat = Instant::now();
         loop {
-            if !self.book().is_urgent() {
+            if !self.book().is_urgent(Instant::now()) {
                 tokio::select! {
                     biased;
-                    () = self.broker.notified() => if !self.book().is_urgent() { continue },
+                    () = self.broker.notified() => if !self.book().is_urgent(Instant::now()) { continue },
                     () = tokio::time::sleep_until(next_beat) => {}
                 }
             }
@@ -130,10 +132,9 @@ impl Account {
     fn prepare(&self, today: i64, now: Instant) -> Option<Request> {
         let mut book = self.book();
         let book = &mut *book;
+        let waiting = book.waiting_for_place(now);
         let shared = book.shared.as_mut()?;
-        let slots = if shared.slots_open(now) { 0 } else { book.line.wanting_slots() };
-        let more = book.line.len() > slots;
-        shared.prepare(book.quota.log(), more, today, now)
+        shared.prepare(book.quota.log(), waiting, today, now)
     }
 
     fn take(&self, answer: Result<Reply, Failure>, sent: Instant) -> Outcome {
@@ -179,6 +180,17 @@ impl Account {
         }
         self.tell(outcome.news.as_ref());
         self.pump();
+        self.dismiss();
+    }
+
+    /// Whoever had no time, and waited only for what the store would say of another block, has its answer.
+    fn dismiss(&self) {
+        let now = Instant::now();
+        let mut book = self.book();
+        if book.hurried && !book.is_urgent(now) {
+            book.hurried = false;
+            book.line.drop_all(|waiter| waiter.deadline <= now);
+        }
     }
 
     fn tell(&self, news: Option<&News>) {
@@ -206,6 +218,7 @@ impl Account {
     /// True if it heard.
     async fn leave_shared(&self, link: &mut Link, today: i64) -> bool {
         let sent = Instant::now();
+        self.book().shared.iter_mut().for_each(|shared| shared.give_up());
         // What was noted last.
         if let Some(request) = self.prepare(today, sent).filter(|request| request.op == Op::Call) {
             drop(self.take(link.call(&request).await, sent));
@@ -248,6 +261,10 @@ impl Account {
         let silent = if state == "up" { 0.0 } else { shared.silent_for(now).as_secs_f64() };
         let replicas = shared.terms().replicas;
         let funds = shared.purse.as_ref().map(|purse| purse.funds(now));
-        Some(SharedView { state, replicas, silent_secs: silent, told: shared.told.clone(), funds })
+        let (told, unspent) = (shared.told.clone(), shared.unspent(now));
+        Some(SharedView { state, replicas, silent_secs: silent, told, unspent, funds })
     }
 }
+
+#[cfg(test)]
+mod tests;

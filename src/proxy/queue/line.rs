@@ -189,6 +189,23 @@ impl<T> Line<T> {
         Some(waiter)
     }
 
+    /// Takes all out of whom this is true.
+    pub(crate) fn drop_all(&mut self, is_over: impl Fn(&T) -> bool) {
+        let mut gone = Vec::new();
+        for lane in &mut self.lanes {
+            for waiting in &mut lane.waiting {
+                waiting.retain(|_, (need, waiter)| {
+                    let over = is_over(waiter);
+                    gone.extend(over.then_some(*need));
+                    !over
+                });
+            }
+        }
+        for need in gone {
+            self.count(need, false);
+        }
+    }
+
     fn count(&mut self, need: Need, joins: bool) {
         for (number, counts) in [(&mut self.len, true), (&mut self.for_slots, need == Need::Slot)] {
             match (counts, joins) {

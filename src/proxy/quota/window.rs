@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Above this many attempts a window, places that are about to come free are counted in slices.
-const EXACT_UP_TO: u32 = 10_000;
+pub(crate) const EXACT_UP_TO: u32 = 10_000;
 /// Slices a window. Rounding up to the end of a slice costs at most 1/256 of the throughput.
 const SLICES: u32 = 256;
 

@@ -1,11 +1,12 @@
 -- One call of one replica about one account: what it has to report, then what it asks for. One round trip, one atomic step.
 --
 -- KEYS: account (hash), places (sorted set: place -> when it comes free), members (hash), slots (hash), turns (hash), purse (hash: what each
--- replica has taken of the day's credits).
+-- replica has taken of the day's credits), weights (hash: place -> attempts that it stands for, where these are more than one).
 -- ARGV[1]: the request; see `wire.rs`. Times are the server's, in whole microseconds; what is told and asked are durations.
 -- Every rule that bounds something is here; the replicas only wait.
 local q = cjson.decode(ARGV[1])
 local account, places, members, slots, turns, purse = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local weights = KEYS[7]
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 
@@ -22,6 +23,38 @@ local set = {}
 local function keep(name, value)
     a[name] = value
     set[name] = value
+end
+
+-- How many more attempts count than there are places.
+local extra = stored('extra')
+local function weigh(place, weight)
+    local old = extra > 0 and tonumber(redis.call('HGET', weights, place) or '1') or 1
+    if weight == old then return end
+    if weight > 1 then
+        redis.call('HSET', weights, place, text(weight))
+    else
+        redis.call('HDEL', weights, place)
+    end
+    extra = extra + weight - old
+end
+local function put_place(place, at, weight)
+    weigh(place, weight)
+    redis.call('ZADD', places, text(at), place)
+end
+local function drop_place(place)
+    weigh(place, 1)
+    redis.call('ZREM', places, place)
+end
+-- What has left the window goes.
+local function expire()
+    local first = extra > 0 and redis.call('ZRANGE', places, 0, 63, 'WITHSCORES') or {}
+    while #first > 0 and tonumber(first[2]) < now do
+        for i = 1, #first, 2 do
+            if tonumber(first[i + 1]) < now then drop_place(first[i]) end
+        end
+        first = redis.call('ZRANGE', places, 0, 63, 'WITHSCORES')
+    end
+    if extra == 0 then redis.call('ZREMRANGEBYSCORE', places, '-inf', '(' .. text(now)) end
 end
 
 -- Time that no step of the clock adds to: it goes on by a lease at most from call to call. Where it is late, things are kept for longer.
@@ -101,7 +134,8 @@ end
 
 -- Nothing can be said of what was sent: the window counts as full, the bucket as empty.
 local function reset(why)
-    redis.call('DEL', places, turns)
+    redis.call('DEL', places, weights, turns)
+    extra = 0
     keep('full', text(now + q.hold))
     keep('why', why)
     keep('tat', text(now + q.hold))
@@ -114,9 +148,12 @@ end
 local r = { now = text(now) }
 
 -- A part that is missing or rolled back, an eviction or a DEL by hand: as good as nothing at all.
-local sizes = redis.call('ZCARD', places) .. ' ' .. redis.call('HLEN', slots) .. ' ' .. count
-if a.last == nil or a.sizes ~= sizes or (q.purse and a.purse and not purse_whole) then
-    redis.call('DEL', account, places, members, slots, turns)
+local function sizes()
+    local of = redis.call('ZCARD', places) .. ' ' .. redis.call('HLEN', slots) .. ' ' .. count
+    return extra > 0 and of .. ' ' .. redis.call('HLEN', weights) or of
+end
+if a.last == nil or a.sizes ~= sizes() or (q.purse and a.purse and not purse_whole) then
+    redis.call('DEL', account, places, weights, members, slots, turns)
     all, count, a, set, age = {}, 0, {}, {}, 0
     keep('server', server)
     reset('new')
@@ -173,10 +210,11 @@ local function keep_purse()
 end
 
 local function finish()
-    redis.call('ZREMRANGEBYSCORE', places, '-inf', '(' .. text(now))
+    expire()
     keep('last', text(now))
     keep('age', text(age))
-    keep('sizes', redis.call('ZCARD', places) .. ' ' .. redis.call('HLEN', slots) .. ' ' .. count)
+    keep('sizes', sizes())
+    if extra > 0 or a.extra then keep('extra', text(extra)) end
     local fields = {}
     for name, value in pairs(set) do
         fields[#fields + 1] = name
@@ -189,7 +227,7 @@ end
 local function remove_places(life)
     local start = life .. ':'
     for _, place in ipairs(redis.call('ZRANGE', places, 0, -1)) do
-        if string.sub(place, 1, #start) == start then redis.call('ZREM', places, place) end
+        if string.sub(place, 1, #start) == start then drop_place(place) end
     end
 end
 
@@ -365,6 +403,21 @@ else
 end
 if #lost > 0 then r.lost = lost end
 
+-- A plan of blocks: each replica tells, as a whole, how many attempts it may still send or has under way, and when those that were answered
+-- leave the window, as far as that is new.
+local function put_open(number)
+    local place = q.life .. ':open'
+    if number > 0 then
+        put_place(place, now + q.hold, number)
+    else
+        drop_place(place)
+    end
+end
+if q.open then
+    for _, told in ipairs(q.spent or {}) do put_place(q.life .. ':s' .. text(told[1]), now + told[2], told[3]) end
+    put_open(q.open)
+end
+
 -- The day turns when the server's clock and the replica's calendar both say so, and never back.
 local spent = 0
 if q.purse then
@@ -406,8 +459,8 @@ if q.paced and a.paced ~= '1' then
 end
 
 -- The rate. Those that are cut off may be sending their share.
-redis.call('ZREMRANGEBYSCORE', places, '-inf', '(' .. text(now))
-local used = redis.call('ZCARD', places)
+expire()
+local used = redis.call('ZCARD', places) + extra
 local away, unsure = 0, false
 for id, m in pairs(all) do
     if missing(m) then away = away + 1 end
@@ -422,13 +475,14 @@ local promised, mine = {}, nil
 local turns_at = redis.call('HGETALL', turns)
 for i = 1, #turns_at, 2 do
     local id, kind = string.match(turns_at[i], '^(.*) (%a)$')
-    local at, told = string.match(turns_at[i + 1], '^(%d+) (%d+)$')
-    at, told = tonumber(at), tonumber(told)
+    -- When, since when, and for how many attempts.
+    local at, told, size = string.match(turns_at[i + 1], '^(%d+) (%d+) ?(%d*)$')
+    at, told, size = tonumber(at), tonumber(told), tonumber(size) or 1
     local grace = kind == 's' and q.patience * 4 or q.patience
     if math.max(at, told) + grace < now or not all[id] then
         redis.call('HDEL', turns, turns_at[i])
     elseif id ~= q.id then
-        promised[#promised + 1] = { kind = kind, at = at }
+        promised[#promised + 1] = { kind = kind, at = at, size = size }
     elseif kind == 'r' then
         mine = at
     else
@@ -438,23 +492,34 @@ end
 local function before(kind, at)
     local others = 0
     for _, p in ipairs(promised) do
-        if p.kind == kind and (at == nil or p.at < at) then others = others + 1 end
+        if p.kind == kind and (at == nil or p.at < at) then others = others + p.size end
     end
     return others
 end
 local function due(kind)
     local others = 0
     for _, p in ipairs(promised) do
-        if p.kind == kind and p.at <= now and (mine == nil or p.at < mine) then others = others + 1 end
+        if p.kind == kind and p.at <= now and (mine == nil or p.at < mine) then others = others + p.size end
     end
     return others
 end
 
--- Until there may be a place for the one after `ahead` others.
-local function wait_for_place(ahead)
-    local index = math.min(math.max(used - limit, 0) + ahead, used - 1)
-    if index < 0 then return q.lease / 4 end
-    local at = tonumber(redis.call('ZRANGE', places, index, index, 'WITHSCORES')[2]) - now
+-- When the place comes free that holds the attempt of this number, from the first to leave on; or an earlier one, if that is far.
+local function end_of(number)
+    if extra == 0 then return redis.call('ZRANGE', places, number - 1, number - 1, 'WITHSCORES')[2] end
+    local first, sum, at = redis.call('ZRANGE', places, 0, 255, 'WITHSCORES'), 0, nil
+    for i = 1, #first, 2 do
+        sum, at = sum + tonumber(redis.call('HGET', weights, first[i]) or '1'), first[i + 1]
+        if sum >= number then break end
+    end
+    return at
+end
+
+-- Until there may be as many places more.
+local function wait_for_places(more)
+    local number = math.min(math.max(used - limit, 0) + more, used)
+    if number < 1 then return q.lease / 4 end
+    local at = tonumber(end_of(number)) - now
     -- Not told yet when it was answered: no earlier than a window after it was granted.
     if at > q.window + q.jitter then at = at - q.jitter - q.grant end
     return math.max(at, 0)
@@ -478,20 +543,20 @@ for i, ask in ipairs(q.asks or {}) do
     if not wait and not affordable(price) then
         granted[i] = 2
     elseif not wait and not no_place then
-        if q.limit and used + ahead >= limit then
+        if q.limit and not q.block and used + ahead >= limit then
             no_place = true
-        elseif paced and tat - now > (q.burst - 1) * q.period then
+        elseif paced and not q.block and tat - now > (q.burst - 1) * q.period then
             no_place = true
         elseif wants_slot and q.jobs and (slots_left <= 0 or unsure) then
             no_slot = true
         else
             granted[i] = 1
             spend(price)
-            if q.limit then
-                redis.call('ZADD', places, text(now + q.hold), ask[1])
+            if q.limit and not q.block then
+                put_place(ask[1], now + q.hold, 1)
                 used = used + 1
             end
-            if paced then
+            if paced and not q.block then
                 tat = tat + q.period
                 keep('tat', text(tat))
             end
@@ -506,23 +571,57 @@ for i, ask in ipairs(q.asks or {}) do
 end
 if #granted > 0 then r.granted = granted end
 
+-- Cells of an even pace that are there.
+local function cells() return math.max(math.floor(q.burst - (tat - now) / q.period), 0) end
+-- A block of attempts at once, to be spent by its replica in a lease's time or given back.
+local block = 0
+if q.want and not wait then
+    local most = limit - used
+    if paced then most = math.min(most, cells()) end
+    block = math.max(math.min(q.want, q.block, most - ahead), 0)
+    if block > 0 then
+        put_open(q.open + block)
+        used = used + block
+        r.block = block
+        if paced then
+            tat = tat + block * q.period
+            keep('tat', text(tat))
+        end
+    end
+end
+
 -- What comes next.
 if wait then
     r.wait, r.why, r.free = math.ceil(wait), why, 0
+elseif q.block then
+    r.free = math.max(limit - used, 0)
+    if paced then r.free = math.min(r.free, cells()) end
+    if q.want and block < q.want then
+        -- Worth a call, after those who wait already.
+        local size = math.min(q.want, q.chunk)
+        local more = before('r', block == 0 and mine or nil) + size
+        local after = q.window / 1024
+        if paced then after = math.max(after, (more - cells()) * q.period) end
+        if used + more > limit then after = math.max(after, wait_for_places(more)) end
+        r.wait, r.why = math.ceil(after), paced and 'pace' or 'window'
+        redis.call('HSET', turns, q.id .. ' r', text(now + r.wait) .. ' ' .. text(now) .. ' ' .. size)
+    elseif mine and not q.more then
+        redis.call('HDEL', turns, q.id .. ' r')
+    end
 elseif q.limit then
     local free = math.max(limit - used - ahead, 0)
-    if paced then free = math.min(free, math.max(math.floor(q.burst - (tat - now) / q.period), 0)) end
+    if paced then free = math.min(free, cells()) end
     r.free = free
     if free == 0 then
         local before_me = before('r', mine)
         local after = 0
         if paced then after = tat - now - (q.burst - 1) * q.period + before_me * q.period end
-        if used + ahead >= limit then after = math.max(after, wait_for_place(before_me)) end
+        if used + ahead >= limit then after = math.max(after, wait_for_places(before_me + 1)) end
         r.wait, r.why = math.max(math.ceil(after), 1), paced and 'pace' or 'window'
         if no_place or q.more then redis.call('HSET', turns, q.id .. ' r', text(now + r.wait) .. ' ' .. text(now)) end
     end
 end
-if mine and not (r.wait and (no_place or q.more)) then redis.call('HDEL', turns, q.id .. ' r') end
+if mine and not q.block and not (r.wait and (no_place or q.more)) then redis.call('HDEL', turns, q.id .. ' r') end
 if no_slot then
     redis.call('HSET', turns, q.id .. ' s', text(promised.slot or now) .. ' ' .. text(now))
     r.no_slot = true

@@ -143,6 +143,15 @@ pub(crate) struct Request {
     pub(crate) others: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) asks: Vec<AskFor>,
+    /// Of a plan of blocks: attempts that may still be sent, and those without an answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) open: Option<u32>,
+    /// Slices of the window that have changed: their name, how long they still count, and the attempts in them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) spent: Vec<(u64, u64, u32)>,
+    /// More attempts to be sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) want: Option<u32>,
     /// More wait than are asked for.
     #[serde(skip_serializing_if = "is_false")]
     pub(crate) more: bool,
@@ -174,6 +183,10 @@ pub(crate) struct Lines {
     period: u64,
     #[serde(skip_serializing_if = "is_false")]
     pace: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    block: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chunk: Option<u32>,
 }
 
 impl Lines {
@@ -193,6 +206,8 @@ impl Lines {
             burst: terms.burst,
             period: micros(terms.period),
             pace: terms.paced,
+            block: terms.block,
+            chunk: terms.chunk(),
         }
     }
 }
@@ -209,6 +224,8 @@ pub(crate) struct Reply {
     pub(crate) refused: Option<String>,
     /// By ask: 1 or 0; 2 where the credits do not last for it.
     pub(crate) granted: Vec<u8>,
+    /// Attempts that were granted at once.
+    pub(crate) block: u32,
     /// Places that are left.
     pub(crate) free: Option<u32>,
     /// Microseconds until asking makes sense.
