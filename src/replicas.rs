@@ -113,7 +113,7 @@ impl Replicas {
                 replicas.answers.push(answers);
             }
             let me = state.replica()?;
-            let about = JobsLink::new(redis, &account.key, &terms, &config.jobs, me.clone()).map_err(unusable)?;
+            let about = JobsLink::new(redis, &account.key, &terms, me.clone()).map_err(unusable)?;
             let fleet = Arc::new(Fleet::new(me, terms.timeout(), terms.beat()));
             let mut first = None;
             for (number, known) in app.accounts.iter().enumerate() {

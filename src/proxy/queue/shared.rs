@@ -66,6 +66,8 @@ pub(super) enum News {
     Back,
     Stepped,
     NoSeat,
+    /// What is in the store is a newer version's.
+    Outdated,
     Reset(String),
 }
 
@@ -603,7 +605,12 @@ impl Shared {
     }
 
     fn turned_away(&mut self, refused: &str, now: Instant) -> Outcome {
-        let news = (refused == "full" && self.told.why.as_deref() != Some("full")).then_some(News::NoSeat);
+        let is_new = self.told.why.as_deref() != Some(refused);
+        let news = match refused {
+            "full" if is_new => Some(News::NoSeat),
+            "newer" if is_new => Some(News::Outdated),
+            _ => None,
+        };
         self.told.why = Some(refused.to_owned());
         // Not known to the store any more: as good as no answer, until it is told what we hold. Without a seat there is no share.
         self.mode = if refused == "unknown" && self.mode != Mode::Outside { Mode::CutOff } else { Mode::Outside };
@@ -709,6 +716,7 @@ impl Shared {
     pub(crate) fn state(&self, now: Instant) -> &'static str {
         match self.mode {
             Mode::Outside if self.told.why.as_deref() == Some("full") => "no_seat",
+            Mode::Outside if self.told.why.as_deref() == Some("newer") => "outdated",
             Mode::Outside => "joining",
             Mode::Up => "up",
             Mode::CutOff if now < self.last_good + self.terms.hold() => "holding",
@@ -720,6 +728,12 @@ impl Shared {
     /// Since when the store has not answered.
     pub(crate) fn silent_for(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.last_good)
+    }
+
+    /// A slot whose job is not known counts for so long from now on.
+    pub(super) fn follow(&mut self, max_age: Duration) {
+        self.terms.max_age = max_age;
+        self.lines = Lines::new(&self.terms);
     }
 
     pub(crate) fn terms(&self) -> &Terms {

@@ -24,6 +24,11 @@ local function keep(name, value)
     set[name] = value
 end
 
+-- A change of what is kept that an older script would misread raises this, here and in `lives.lua`: that one then changes nothing any more, and
+-- says so. What is only added is passed over by older ones.
+local VERSION = 1
+if stored('version') > VERSION then return cjson.encode({ now = text(now), refused = 'newer' }) end
+
 -- Time that no step of the clock adds to: it goes on by a lease at most from call to call. Where it is late, things are kept for longer.
 local age = stored('age') + math.max(math.min(now - stored('last'), q.lease), 0)
 
@@ -174,6 +179,7 @@ end
 
 local function finish()
     redis.call('ZREMRANGEBYSCORE', places, '-inf', '(' .. text(now))
+    keep('version', VERSION)
     keep('last', text(now))
     keep('age', text(age))
     keep('sizes', redis.call('ZCARD', places) .. ' ' .. redis.call('HLEN', slots) .. ' ' .. count)

@@ -2,10 +2,12 @@
 --
 -- KEYS: jobs (hash: id -> state), answers (hash: id -> the upstream's last answer; '' -> bytes of all), live and ended (sorted sets: id ->
 --   when it is forgotten), hooks (hash: webhooks that are owed, by token, and deliveries, by message), lapses (sorted set: field of hooks ->
---   when it is forgotten), members (hash of call.lua, read only).
+--   when it is forgotten), account and members (hashes of call.lua, read only).
 -- ARGV[1]: the request; see `jobs.rs`. ARGV[2..]: answers. Times are the server's, in whole milliseconds; what is told and asked are durations.
 local q = cjson.decode(ARGV[1])
-local jobs, answers, live, ended, hooks, lapses, members = unpack(KEYS)
+local jobs, answers, live, ended, hooks, lapses, account, members = unpack(KEYS)
+local newer = newer_than_this(account)
+if newer then return newer end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local bytes = tonumber(redis.call('HGET', answers, '') or '0')
@@ -50,11 +52,28 @@ local function keep_answer(id, job, body)
 end
 
 -- Its owner has not been heard of for so long that another would have taken its jobs over, had it a chance to.
+local since, settled
+local function ask_who_lives()
+    if not since then since, settled = census(account, members, q.lease * 1000) end
+end
+local function unsettled()
+    ask_who_lives()
+    return not settled or nil
+end
 local function is_gone(owner)
-    local member = redis.call('HGET', members, owner)
-    if not member then return true end
-    local at = string.match(member, '^%S+ %S+ (%d+)')
-    return now - at / 1000 > q.gone
+    ask_who_lives()
+    local called = since(owner)
+    return not called or called > q.gone * 1000
+end
+
+-- A webhook is owed at the end of the create whose URL has this token, and at that of this job, once it is known.
+local function owe(token, hook, job)
+    local kept = redis.call('HGET', hooks, 't' .. token)
+    local entry = { job = kept and cjson.decode(kept).job or job }
+    for name, value in pairs(hook) do entry[name] = entry[name] or value end
+    wrote = true
+    redis.call('HSET', hooks, 't' .. token, cjson.encode(entry))
+    redis.call('ZADD', lapses, text(now + q.live), 't' .. token)
 end
 
 local ops = {}

@@ -13,6 +13,9 @@ use crate::config::{self, Secret};
 use super::server::Server;
 use super::{Failure, Terms, key_of};
 
+/// The script, and the parts of an account that it is about.
+const RULES: &str = concat!(include_str!("lives.lua"), include_str!("jobs.lua"));
+const PARTS: [&str; 8] = ["jobs", "answers", "live", "ended", "hooks", "lapses", "account", "members"];
 /// Longest answer that is kept; of longer ones only the state is.
 pub(crate) const LONGEST: usize = 256 << 10;
 /// Bytes of the answers of one account together. Beyond, ended jobs are forgotten, the oldest first.
@@ -147,7 +150,7 @@ pub(crate) struct Heard {
 #[derive(Serialize)]
 struct Request<'a> {
     me: &'a str,
-    /// Milliseconds for which live jobs, ended ones and deliveries are known, and after which a silent owner counts as gone.
+    /// Milliseconds for which live jobs, ended ones and deliveries are known, after which a silent owner counts as gone, and of a lease.
     live: u64,
     ended: u64,
     delivered: u64,
@@ -157,16 +160,16 @@ struct Request<'a> {
     idle: u64,
     asks: &'a [Ask],
 }
+    lease: u64,
 
 /// The calls about the jobs of one account.
 pub(crate) struct JobsLink {
     server: Server,
     script: Script,
-    keys: [String; 7],
+    keys: [String; 8],
     me: String,
-    live: Duration,
-    ended: Duration,
-    gone: Duration,
+    hold: Duration,
+    lease: Duration,
 }
 
 impl JobsLink {
@@ -175,31 +178,36 @@ impl JobsLink {
         settings: &config::Redis,
         key: &Secret,
         terms: &Terms,
-        jobs: &config::Jobs,
         me: String,
     ) -> Result<Self, redis::RedisError> {
         let part = |part| key_of(key, part);
         Ok(Self {
             server: Server::new(settings, terms.timeout())?,
-            script: Script::new(include_str!("jobs.lua")),
-            keys: ["jobs", "answers", "live", "ended", "hooks", "lapses", "members"].map(part),
+            script: Script::new(RULES),
+            keys: PARTS.map(part),
             me,
-            // An owner has until then to say that it is over.
-            live: jobs.max_age + jobs.result_ttl + terms.hold(),
-            ended: jobs.result_ttl,
-            // Others take its slots over after three.
-            gone: terms.lease * 6,
+            hold: terms.hold(),
+            lease: terms.lease,
         })
     }
 
     /// One call; `answers` are the arguments that its `Put`s name. What is heard comes in the order of what was asked.
-    pub(crate) async fn call(&self, asks: &[Ask], answers: &[Bytes]) -> Result<Vec<Heard>, Failure> {
+    /// What is said is kept for as long as `jobs` has it now.
+    pub(crate) async fn call(
+        &self,
+        asks: &[Ask],
+        answers: &[Bytes],
+        jobs: &config::Jobs,
+    ) -> Result<Vec<Heard>, Failure> {
         let request = Request {
             me: &self.me,
-            live: millis(self.live),
-            ended: millis(self.ended),
+            // An owner has until then to say that it is over.
+            live: millis(jobs.max_age + jobs.result_ttl + self.hold),
+            ended: millis(jobs.result_ttl),
             delivered: millis(DELIVERED),
-            gone: millis(self.gone),
+            // Others take its slots over after three leases.
+            gone: millis(self.lease * 6),
+            lease: millis(self.lease),
             most: MOST,
             bytes: MOST_BYTES,
             idle: MOST_IDLE,

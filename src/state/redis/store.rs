@@ -19,6 +19,22 @@ pub(super) struct Store {
     url: String,
 }
 
+/// A row of the members.
+pub(super) struct Member {
+    pub(super) id: &'static str,
+    pub(super) life: &'static str,
+    /// Since its last call: by the server's clock, and by the account's age.
+    pub(super) silent: Duration,
+    pub(super) aged: Duration,
+}
+
+impl Member {
+    /// It has just called.
+    pub(super) fn called(id: &'static str, life: &'static str) -> Self {
+        Self { id, life, silent: Duration::ZERO, aged: Duration::ZERO }
+    }
+}
+
 impl Store {
     pub(super) async fn start() -> Self {
         let port =
@@ -34,12 +50,48 @@ impl Store {
         Self { child, directory, url: format!("redis://127.0.0.1:{port}") }
     }
 
+    /// One command.
+    pub(super) async fn run(&self, words: &[&str]) {
+        let client = redis::Client::open(&*self.url).expect("a URL");
+        let mut connection = client.get_multiplexed_async_connection().await.expect("it answers");
+        let _: redis::Value = redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.expect("done");
+    }
+
+    /// One command that answers with text, or with nothing.
+    pub(super) async fn asked(&self, words: &[&str]) -> Option<String> {
+        let client = redis::Client::open(&*self.url).expect("a URL");
+        let mut connection = client.get_multiplexed_async_connection().await.expect("it answers");
+        redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.expect("text")
+    }
+
+    /// As `call.lua` would have left it: an account whose last call is so long ago by the server's clock, and its members.
+    pub(super) async fn knows(&self, ago: Duration, members: &[Member]) {
+        /// The account's age.
+        const AGE: Duration = Duration::from_secs(100_000);
+        let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        let before = |time: Duration, ago: &Duration| (time.as_micros() - ago.as_micros()).to_string();
+        self.run(&["DEL", "{x}:account", "{x}:members"]).await;
+        self.run(&["HSET", "{x}:account", "age", &before(AGE, &Duration::ZERO), "last", &before(wall, &ago)]).await;
+        for Member { id, life, silent, aged } in members {
+            let (at, age) = (before(wall, silent), before(AGE, aged));
+            self.run(&["HSET", "{x}:members", id, &format!("{life} 1 {at} {at} {age} {age}")]).await;
+        }
+    }
+
     /// The way to it.
     pub(super) fn server(&self) -> Server {
         let urls = vec![self.url.clone()];
         let settings = config::Redis { urls, cluster: false, user: None, password: None, replicas: NonZeroU32::MIN };
         Server::new(&settings, Duration::from_secs(5)).expect("a URL")
     }
+}
+
+/// The script of another version.
+pub(super) fn doctored(script: &str, changes: &[(&str, &str)]) -> String {
+    changes.iter().fold(script.to_owned(), |script, (from, to)| {
+        assert!(script.contains(from), "no longer in the script: {from}");
+        script.replace(from, to)
+    })
 }
 
 impl Drop for Store {

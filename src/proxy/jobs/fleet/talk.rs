@@ -168,7 +168,8 @@ impl Jobs {
     }
 
     async fn call(&self, account: usize, fleet: &Fleet, link: &JobsLink, batch: Batch, metrics: &Metrics) {
-        let answer = link.call(&batch.asks, &batch.bodies).await;
+        let terms = self.terms.load_full();
+        let answer = link.call(&batch.asks, &batch.bodies, &terms.settings).await;
         metrics.called(answer.is_ok());
         let heard = match answer {
             Ok(heard) if heard.len() == batch.asks.len() => heard,

@@ -2,32 +2,50 @@
 
 use tokio::time::sleep;
 
-use crate::state::redis::store::Store;
+use crate::state::redis::store::{Member, Store, doctored};
 
 use super::*;
 
-impl Store {
-    /// One replica; what lives is known for a minute, what has ended for half a second.
-    fn link(&self, me: &str) -> JobsLink {
-        let second = Duration::from_secs(1);
-        JobsLink {
-            server: self.server(),
-            script: Script::new(include_str!("../jobs.lua")),
-            keys: ["jobs", "answers", "live", "ended", "hooks", "lapses", "members"]
-                .map(|part| format!("{{x}}:{part}")),
-            me: me.into(),
-            live: second * 60,
-            ended: second / 2,
-            gone: second * 9,
-        }
+/// One replica.
+struct Replica {
+    link: JobsLink,
+    jobs: config::Jobs,
+}
+
+impl Replica {
+    async fn call(&self, asks: &[Ask], answers: &[Bytes]) -> Result<Vec<Heard>, Failure> {
+        self.link.call(asks, answers, &self.jobs).await
     }
 }
 
-async fn one(link: &JobsLink, ask: Ask) -> Heard {
+impl Store {
+    /// What lives is known for a minute, what has ended for half a second.
+    fn link(&self, me: &str) -> Replica {
+        let second = Duration::from_secs(1);
+        let link = JobsLink {
+            server: self.server(),
+            script: Script::new(RULES),
+            keys: PARTS.map(|part| format!("{{x}}:{part}")),
+            me: me.into(),
+            hold: second,
+            lease: second,
+        };
+        let jobs = config::Jobs {
+            max_age: second * 59,
+            uncertain: second,
+            result_ttl: second / 2,
+            hold: Duration::ZERO,
+            shared: false,
+        };
+        Replica { link, jobs }
+    }
+}
+
+async fn one(link: &Replica, ask: Ask) -> Heard {
     link.call(&[ask], &[]).await.expect("it answers").remove(0)
 }
 
-async fn put(link: &JobsLink, put: Put, answer: &[u8]) -> Heard {
+async fn put(link: &Replica, put: Put, answer: &[u8]) -> Heard {
     let put = Put { body: (!answer.is_empty()).then_some(2), code: Some(200), age: Some(0), ..put };
     let bodies: Vec<Bytes> = (!answer.is_empty()).then(|| answer.to_vec().into()).into_iter().collect();
     link.call(&[Ask::Put(put)], &bodies).await.expect("it answers").remove(0)
@@ -64,6 +82,7 @@ async fn the_owner_keeps_a_job_and_the_first_end_stands() {
     let told = put(&a, own("j", "queued"), b"{\"\xff\":1}").await;
     assert_eq!((told.v, told.owner.as_deref()), (1, Some("a")));
     // "a" is no member: as if it had not been heard of for long.
+    store.knows(Duration::ZERO, &[]).await;
     let heard = one(&b, get("j", 0)).await;
     assert_eq!((heard.status.as_str(), heard.client.as_str(), heard.gone), ("queued", "web", true));
     assert_eq!(heard.answer.as_deref(), Some(&b"{\"\xff\":1}"[..]), "byte for byte");
@@ -99,7 +118,8 @@ async fn an_end_may_be_known_before_its_job() {
 #[tokio::test]
 async fn answers_together_are_bounded() {
     let store = Store::start().await;
-    let a = JobsLink { ended: Duration::from_secs(60), ..store.link("a") };
+    let mut a = store.link("a");
+    a.jobs.result_ttl = Duration::from_secs(60);
     let answer = vec![b'x'; LONGEST];
     let most = usize::try_from(MOST_BYTES).expect("small") / LONGEST;
     for n in 0..most + 3 {
@@ -112,6 +132,45 @@ async fn answers_together_are_bounded() {
     assert_eq!(last.answer.map(|answer| answer.len()), Some(LONGEST));
     assert_eq!(one(&a, get("j0", 0)).await, Heard::default());
     assert_eq!(one(&a, get("live", 0)).await.v, 1);
+}
+
+#[tokio::test]
+async fn answers_of_live_jobs_are_bounded_too_and_make_no_room_by_being_forgotten() {
+    let store = Store::start().await;
+    let a = store.link("a");
+    let answer = vec![b'x'; LONGEST];
+    let most = usize::try_from(MOST_BYTES).expect("small") / LONGEST;
+    for n in 0..=most {
+        put(&a, own(&format!("j{n}"), "queued"), &answer).await;
+    }
+    let first = one(&a, get("j0", 0)).await;
+    assert_eq!((first.v, first.answer.map(|answer| answer.len())), (1, Some(LONGEST)));
+    let last = one(&a, get(&format!("j{most}"), 0)).await;
+    assert_eq!((last.v, last.status.as_str(), last.answer), (1, "queued", None), "its state is known");
+    // Of one that was told before only the state is left too, and its room is another's.
+    put(&a, own("j0", "processing"), b"{}").await;
+    put(&a, own(&format!("j{most}"), "processing"), &vec![b'y'; LONGEST - 2]).await;
+    let last = one(&a, get(&format!("j{most}"), 0)).await;
+    assert_eq!(last.answer.map(|answer| answer.len()), Some(LONGEST - 2));
+    put(&a, own("j1", "processing"), b"").await;
+    put(&a, own("j2", "processing"), &vec![b'y'; LONGEST]).await;
+    let second = one(&a, get("j2", 0)).await;
+    assert_eq!((second.status.as_str(), second.answer.map(|answer| answer.len())), ("processing", Some(LONGEST)));
+}
+
+#[tokio::test]
+async fn what_is_told_is_kept_for_as_long_as_the_configuration_says_then() {
+    let store = Store::start().await;
+    let mut a = store.link("a");
+    a.jobs.result_ttl = Duration::from_millis(1);
+    put(&a, end("short", "succeeded"), b"{}").await;
+    // A reload.
+    a.jobs.result_ttl = Duration::from_secs(60);
+    put(&a, end("long", "succeeded"), b"{}").await;
+    sleep(Duration::from_millis(10)).await;
+    put(&a, own("other", "queued"), b"{}").await;
+    assert_eq!(one(&a, get("short", 0)).await, Heard::default());
+    assert_eq!(one(&a, get("long", 0)).await.v, 1);
 }
 
 #[tokio::test]
