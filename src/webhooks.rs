@@ -334,7 +334,7 @@ impl Webhooks {
     pub(crate) async fn replay(&self, id: i64) -> Result<bool, crate::ledger::Error> {
         let found = self.ledger.replay(id).await?;
         if found && let Some(message) = self.ledger.message(id).await? {
-            self.give_up_claim(&message).await;
+            self.give_up_claim(id, &message).await;
             self.deliver(Due { id, target: message.target, wait: Duration::ZERO, message: None });
         }
         Ok(found)

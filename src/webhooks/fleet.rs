@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::ledger;
 use crate::ledger::outbox::{Message, Owed, Waiting};
 use crate::proxy::App;
 use crate::proxy::jobs::fleet::{Fleet, Fleets};
@@ -62,19 +63,18 @@ impl Webhooks {
     /// Owes what a replica that is gone owed for this job.
     pub(crate) async fn take_over(&self, hooks: impl Iterator<Item = &Hook>, job: &str) {
         for hook in hooks {
-            if self.owed_for(job).iter().any(|known| known.target == hook.target) {
-                continue;
-            }
-            let owed = owed(hook, None);
-            let kept = match self.ledger.owe(owed.clone()).await {
-                Ok(id) => self.ledger.owed_for(id, job.to_owned()).await.map(|_| id),
-                Err(error) => Err(error),
-            };
-            match kept {
-                Ok(id) => self.wait_for(job, Waiting { id, job: Some(job.to_owned()), owed }),
-                Err(error) => tracing::error!(%error, job, "the webhook of a job that was taken over cannot be kept"),
+            if let Err(error) = self.owe_also(owed(hook, hook.token.clone()), job).await {
+                tracing::error!(%error, job, "the webhook of a job that was taken over cannot be kept");
             }
         }
+    }
+
+    /// Owes what another replica owes for this job too, unless it is owed or was told here before.
+    pub(super) async fn owe_also(&self, owed: Owed, job: &str) -> Result<(), ledger::Error> {
+        if let Some(id) = self.ledger.owe_once(owed.clone(), job.to_owned()).await? {
+            self.wait_for(job, Waiting { id, job: Some(job.to_owned()), owed });
+        }
+        Ok(())
     }
 
     /// The others may be called with this token. Ready when they can know, or the store does not answer.
@@ -109,6 +109,7 @@ impl Webhooks {
                     if let Some(hook) = heard.hooks.first() {
                         return Known::Owed(owed(hook, Some(token.to_owned())), hook.job.clone());
                     }
+                    unsure |= heard.unsure;
                 }
                 None => unsure = true,
             }
@@ -117,9 +118,9 @@ impl Webhooks {
     }
 
     /// May it be delivered from here, now?
-    pub(super) async fn claim(&self, message: &Message) -> Claim {
+    pub(super) async fn claim(&self, row: i64, message: &Message) -> Claim {
         let Some(fleet) = self.fleet(&message.account) else { return Claim::Ours };
-        match fleet.ask(Ask::Claim { message: message.id.clone(), lease: millis(LEASE) }).await {
+        match fleet.ask(Ask::Claim { message: message.id.clone(), row, lease: millis(LEASE) }).await {
             Some(heard) if heard.done => Claim::Done,
             Some(heard) => heard.wait.map_or(Claim::Ours, |wait| Claim::Taken(Duration::from_millis(wait) + A_LITTLE)),
             // Twice is better than never, and receivers can tell.
@@ -128,17 +129,17 @@ impl Webhooks {
     }
 
     /// It was tried; again after this, or never.
-    pub(super) fn tell_tried(&self, message: &Message, again: Option<Duration>) {
+    pub(super) fn tell_tried(&self, row: i64, message: &Message, again: Option<Duration>) {
         if let Some(fleet) = self.fleet(&message.account) {
             let lease = again.map_or(0, |again| millis(again + LEASE));
-            fleet.say(Ask::Tried { message: message.id.clone(), done: again.is_none(), lease });
+            fleet.say(Ask::Tried { message: message.id.clone(), row, done: again.is_none(), lease });
         }
     }
 
     /// Whoever comes first may deliver it, whether it was delivered or not.
-    pub(super) async fn give_up_claim(&self, message: &Message) {
+    pub(super) async fn give_up_claim(&self, row: i64, message: &Message) {
         if let Some(fleet) = self.fleet(&message.account) {
-            fleet.ask(Ask::Tried { message: message.id.clone(), done: false, lease: 0 }).await;
+            fleet.ask(Ask::Tried { message: message.id.clone(), row, done: false, lease: 0 }).await;
         }
     }
 }
@@ -146,11 +147,19 @@ impl Webhooks {
 impl App {
     /// Waits until another replica was called about a create of unknown outcome, for as long as its slot is held.
     pub(crate) async fn await_call(self: Arc<Self>, owed: Owed) {
-        let Some(token) = owed.token else { return };
+        let Some(token) = owed.token.clone() else { return };
         let until = Instant::now() + self.jobs.uncertain_for();
         while Instant::now() < until {
             tokio::time::sleep(ASKED_EVERY).await;
-            let Known::Owed(_, Some(job)) = self.webhooks.owed_elsewhere(&token, None).await else { continue };
+            let job = match self.webhooks.owed_elsewhere(&token, None).await {
+                Known::Owed(_, Some(job)) => job,
+                Known::Owed(_, None) => continue,
+                // The store has lost it, or was not there when it was told.
+                Known::Nothing | Known::Unsure => {
+                    self.webhooks.tell_token(&owed).await;
+                    continue;
+                }
+            };
             if let Ok(Some((row, false))) = self.webhooks.ledger.by_token(token.clone()).await
                 && row.job.is_none()
                 && let Err(error) = self.bind(&row, &job).await
@@ -163,8 +172,8 @@ impl App {
 }
 
 fn hook(owed: &Owed) -> Hook {
-    let Owed { account, client, target, completed, failed, .. } = owed.clone();
-    Hook { account, client, target, completed, failed, job: None }
+    let Owed { token, account, client, target, completed, failed, .. } = owed.clone();
+    Hook { account, client, target, completed, failed, token, job: None }
 }
 
 fn owed(hook: &Hook, token: Option<String>) -> Owed {

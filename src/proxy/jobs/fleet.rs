@@ -59,6 +59,9 @@ pub(crate) struct Fleets {
     unsure: mpsc::UnboundedSender<outbox::Owed>,
 }
 
+/// Who hears the answer; nobody where something is only said, and said again until it was heard.
+type Asker = Option<oneshot::Sender<Heard>>;
+
 /// The webhooks that are owed at a job's end, for the others to know.
 pub(crate) type Owed = Box<dyn Fn(&str) -> Vec<Hook> + Send + Sync>;
 
@@ -122,7 +125,7 @@ struct Book {
     news: BTreeMap<String, bool>,
     /// Jobs that are asked about. As many waiters as there are requests that wait.
     reads: HashMap<String, Vec<oneshot::Sender<()>>>,
-    asks: Vec<(Ask, oneshot::Sender<Heard>)>,
+    asks: Vec<(Ask, Asker)>,
     /// Jobs whose end is awaited here, though another may see it.
     watched: BTreeSet<String>,
     /// Others' jobs, and when they were asked about last.
@@ -197,18 +200,19 @@ impl Fleet {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
-        self.book().asks.push((ask, sender));
+        self.book().asks.push((ask, Some(sender)));
         self.wake.notify_one();
         tokio::time::timeout(self.patience * 2, receiver).await.ok()?.ok()
     }
 
-    /// Says something that nobody waits for. It is lost while the store does not answer.
+    /// Says something that nobody waits for.
     pub(crate) fn say(&self, ask: Ask) {
-        let (sender, _) = oneshot::channel();
-        if self.is_up() {
-            self.book().asks.push((ask, sender));
-            self.wake.notify_one();
+        let mut book = self.book();
+        if book.asks.len() < MOST_NEWS {
+            book.asks.push((ask, None));
         }
+        drop(book);
+        self.wake.notify_one();
     }
 
     fn watch(&self, id: &str, watched: bool) {

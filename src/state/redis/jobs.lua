@@ -85,7 +85,13 @@ function ops.put(o)
         job.owner, job.account, job.client, job.model = q.me, o.account, o.client, o.model
     end
     job.account, job.client, job.model = job.account or o.account, job.client or o.client, job.model or o.model
-    if job.owner == q.me then job.hooks = o.hooks or job.hooks end
+    if job.owner == q.me then
+        job.hooks = o.hooks or job.hooks
+        -- Told with the job, as the store may have lost them.
+        for _, hook in ipairs(o.hooks or {}) do
+            if hook.token then owe(hook.token, hook, o.id) end
+        end
+    end
     local r = { owner = job.owner }
     if job['end'] then
         r['end'] = job['end']
@@ -125,18 +131,15 @@ function ops.get(o)
     return r
 end
 
--- A webhook is owed at the end of the create whose URL has this token.
 function ops.owe(o)
-    wrote = true
-    redis.call('HSET', hooks, 't' .. o.token, cjson.encode(o.hook))
-    redis.call('ZADD', lapses, text(now + q.live), 't' .. o.token)
+    owe(o.token, o.hook, o.hook.job)
     return {}
 end
 
--- What is owed for this token. The first job that it was called about is its create's.
+-- What is owed for this token. The first job that it was called about is its create's. After a loss it may still be told.
 function ops.token(o)
     local kept = redis.call('HGET', hooks, 't' .. o.token)
-    if not kept then return {} end
+    if not kept then return { unsure = unsettled() } end
     local hook = cjson.decode(kept)
     if o.job and not hook.job then
         wrote = true
@@ -146,6 +149,7 @@ function ops.token(o)
     return { hooks = { hook } }
 end
 
+-- Who delivers is one row of one replica: it may have two about one job.
 local function delivery(message, by, till)
     wrote = true
     redis.call('HSET', hooks, 'd' .. message, by .. ' ' .. text(till))
@@ -156,17 +160,19 @@ end
 function ops.claim(o)
     local by, till = string.match(redis.call('HGET', hooks, 'd' .. o.message) or '', '^(%S+) (%d+)$')
     if by == '-' then return { done = true } end
-    if by and by ~= q.me and tonumber(till) > now then return { wait = tonumber(till) - now } end
-    delivery(o.message, q.me, now + o.lease)
+    local mine = q.me .. '/' .. text(o.row)
+    if by and by ~= mine and tonumber(till) > now then return { wait = tonumber(till) - now } end
+    delivery(o.message, mine, now + o.lease)
     return {}
 end
 
--- It was delivered or given up, or rests with this replica.
+-- It was delivered or given up, or rests with this row; for no time: whoever comes first has it, though it was delivered.
 function ops.tried(o)
+    local was = redis.call('HGET', hooks, 'd' .. o.message) or ''
     if o.done then
         delivery(o.message, '-', now)
-    else
-        delivery(o.message, q.me, now + o.lease)
+    elseif o.lease == 0 or string.sub(was, 1, 2) ~= '- ' then
+        delivery(o.message, q.me .. '/' .. text(o.row), now + o.lease)
     end
     return {}
 end

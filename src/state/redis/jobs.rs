@@ -48,10 +48,10 @@ pub(crate) enum Ask {
         #[serde(skip_serializing_if = "Option::is_none")]
         job: Option<String>,
     },
-    /// May this replica deliver this message, for so many milliseconds?
-    Claim { message: String, lease: u64 },
+    /// May this row of this replica deliver this message, for so many milliseconds?
+    Claim { message: String, row: i64, lease: u64 },
     /// It did, or failed and will try again within so many milliseconds.
-    Tried { message: String, done: bool, lease: u64 },
+    Tried { message: String, row: i64, done: bool, lease: u64 },
 }
 
 /// A state of a job, as its replica knows it. What is empty is left out, for Lua takes JSON's null for true.
@@ -106,6 +106,9 @@ pub(crate) struct Hook {
     pub(crate) target: String,
     pub(crate) completed: bool,
     pub(crate) failed: bool,
+    /// The end of the URL that the upstream was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<String>,
     /// Of a token: the job that it was called about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) job: Option<String>,
@@ -139,6 +142,8 @@ pub(crate) struct Heard {
     pub(crate) hooks: Vec<Hook>,
     /// The delivery was made, or given up.
     pub(crate) done: bool,
+    /// Nothing is known of the token, but the store may have lost it, and hear of it again.
+    pub(crate) unsure: bool,
     /// Milliseconds for which another has it.
     pub(crate) wait: Option<u64>,
     body: Option<usize>,
@@ -155,12 +160,12 @@ struct Request<'a> {
     ended: u64,
     delivered: u64,
     gone: u64,
+    lease: u64,
     most: u32,
     bytes: u64,
     idle: u64,
     asks: &'a [Ask],
 }
-    lease: u64,
 
 /// The calls about the jobs of one account.
 pub(crate) struct JobsLink {

@@ -13,7 +13,7 @@ use crate::metrics::shared::Metrics;
 use crate::state::redis::jobs::{Ask, Heard, JobsLink, LONGEST, Put, millis};
 
 use super::super::{Held, Jobs};
-use super::Fleet;
+use super::{Asker, Fleet};
 
 /// The most that is said in one call, and the most bytes of answers.
 const MOST_SAID: usize = 256;
@@ -26,7 +26,7 @@ struct Batch {
     bodies: Vec<Bytes>,
     news: Vec<(String, bool, Option<Instant>)>,
     reads: Vec<(String, Vec<oneshot::Sender<()>>)>,
-    answers: Vec<oneshot::Sender<Heard>>,
+    answers: Vec<Asker>,
     /// What was noted when it was put together, if it says all of that.
     noted: Option<u64>,
 }
@@ -182,6 +182,8 @@ impl Jobs {
                     );
                 }
                 let mut book = fleet.book();
+                let said = batch.asks.into_iter().zip(batch.answers).filter(|(_, asker)| asker.is_none());
+                book.asks.splice(..0, said);
                 for (id, take, _) in batch.news {
                     *book.news.entry(id).or_default() |= take;
                 }
@@ -190,9 +192,11 @@ impl Jobs {
             }
         };
         let mut heard = heard.into_iter();
-        for (sender, heard) in batch.answers.into_iter().zip(&mut heard) {
-            // Who asked may have left.
-            drop(sender.send(heard));
+        for (asker, heard) in batch.answers.into_iter().zip(&mut heard) {
+            if let Some(sender) = asker {
+                // Who asked may have left.
+                drop(sender.send(heard));
+            }
         }
         for ((id, _, said), heard) in batch.news.into_iter().zip(&mut heard) {
             self.was_told(fleet, &id, said, &heard);

@@ -177,11 +177,13 @@ async fn what_is_told_is_kept_for_as_long_as_the_configuration_says_then() {
 async fn one_at_a_time_delivers_and_once() {
     let store = Store::start().await;
     let (a, b) = (store.link("a"), store.link("b"));
-    let claim = |lease| Ask::Claim { message: "msg_1".into(), lease };
-    let tried = |done, lease| Ask::Tried { message: "msg_1".into(), done, lease };
+    let claim = |lease| Ask::Claim { message: "msg_1".into(), row: 1, lease };
+    let tried = |done, lease| Ask::Tried { message: "msg_1".into(), row: 1, done, lease };
     let is_ours = |heard: Heard| !heard.done && heard.wait.is_none();
     assert!(is_ours(one(&a, claim(200)).await));
     assert!(is_ours(one(&a, claim(200)).await), "it is its own already");
+    let second = Ask::Claim { message: "msg_1".into(), row: 2, lease: 200 };
+    assert!(one(&a, second).await.wait.is_some(), "two rows of one replica deliver once");
     let wait = one(&b, claim(200)).await.wait.expect("another's");
     assert!((1..=200).contains(&wait), "{wait}");
     sleep(Duration::from_millis(wait + 50)).await;
@@ -191,6 +193,8 @@ async fn one_at_a_time_delivers_and_once() {
     assert!(one(&a, claim(200)).await.wait.is_some(), "it rests until its next attempt");
     one(&b, tried(true, 0)).await;
     assert!(one(&a, claim(200)).await.done && one(&b, claim(200)).await.done);
+    one(&a, tried(false, 200)).await;
+    assert!(one(&b, claim(200)).await.done, "a word that comes late undoes nothing");
     one(&a, tried(false, 0)).await;
     assert!(is_ours(one(&b, claim(200)).await), "replayed");
 }
@@ -203,14 +207,24 @@ async fn a_token_tells_what_is_owed() {
     one(&a, Ask::Owe { token: "t".into(), hook: hook.clone() }).await;
     let token = |token: &str, job: Option<&str>| Ask::Token { token: token.into(), job: job.map(str::to_owned) };
     assert_eq!(one(&b, token("t", None)).await.hooks.first(), Some(&hook));
+    assert!(one(&b, token("u", Some("j"))).await.unsure, "nothing is known of the account: it may be told again");
+    store.knows(Duration::ZERO, &[]).await;
     assert_eq!(one(&b, token("u", Some("j"))).await, Heard::default());
     let bound = Hook { job: Some("j".into()), ..hook.clone() };
     assert_eq!(one(&b, token("t", Some("j"))).await.hooks.first(), Some(&bound));
     assert_eq!(one(&b, token("t", Some("k"))).await.hooks.first(), Some(&bound), "the first stands");
     assert_eq!(one(&a, token("t", None)).await.hooks.first(), Some(&bound));
+    one(&a, Ask::Owe { token: "t".into(), hook: hook.clone() }).await;
+    assert_eq!(one(&b, token("t", None)).await.hooks.first(), Some(&bound), "told again, its job stays");
+    let hook = Hook { token: Some("t".into()), ..hook };
     put(&a, Put { hooks: vec![hook.clone()], ..own("j", "queued") }, b"{}").await;
     put(&a, own("j", "processing"), b"{}").await;
-    assert_eq!(one(&b, get("j", 0)).await.hooks, [hook]);
+    assert_eq!(one(&b, get("j", 0)).await.hooks, std::slice::from_ref(&hook));
+    // All is lost, and the job told again.
+    store.run(&["DEL", "{x}:jobs", "{x}:hooks"]).await;
+    put(&a, Put { hooks: vec![hook.clone()], ..own("j", "processing") }, b"{}").await;
+    let bound = Hook { job: Some("j".into()), ..hook };
+    assert_eq!(one(&b, token("t", None)).await.hooks.first(), Some(&bound));
 }
 
 #[tokio::test]
@@ -230,4 +244,71 @@ async fn what_nobody_waits_for_comes_in_parts() {
         known = heard.iter().map(|heard| heard.v).collect();
     }
     assert!(one(&a, get("j19", 0)).await.answer.is_some(), "who waits is answered");
+}
+
+#[tokio::test]
+async fn a_step_of_the_server_s_clock_takes_no_job_from_its_replica() {
+    let store = Store::start().await;
+    let (a, b) = (store.link("a"), store.link("b"));
+    let hour = Duration::from_secs(3_600);
+    store.knows(hour, &[Member { silent: hour, ..Member::called("a", "life") }]).await;
+    put(&a, own("j", "queued"), b"{}").await;
+    let heard = one(&b, get("j", 0)).await;
+    assert_eq!((heard.owner.as_deref(), heard.gone), (Some("a"), false));
+    assert_eq!(put(&b, own("j", "queued"), b"{}").await.owner.as_deref(), Some("a"));
+    // Silent for seven leases, as those who called have seen, though the clock was set back meanwhile.
+    let silent = Member { silent: Duration::ZERO, aged: Duration::from_secs(7), ..Member::called("a", "life") };
+    store.knows(Duration::ZERO, &[silent]).await;
+    assert!(one(&b, get("j", 0)).await.gone);
+    assert_eq!(put(&b, own("j", "queued"), b"{}").await.owner.as_deref(), Some("b"));
+}
+
+#[tokio::test]
+async fn scripts_of_several_versions_tell_each_other_of_jobs() {
+    let store = Store::start().await;
+    let mut newer = store.link("a");
+    newer.link.script = Script::new(&doctored(
+        RULES,
+        &[
+            ("    job.account, job.client", "    job.weight = { 7 }\n    job.account, job.client"),
+            ("    local r = {\n", "    local r = { weight = job.weight,\n"),
+            ("    local r = { owner = job.owner }", "    local r = { owner = job.owner, weight = 7 }"),
+        ],
+    ));
+    let mut older = store.link("b");
+    older.link.script = Script::new(&doctored(
+        RULES,
+        &[
+            ("if newer then return newer end", ""),
+            ("            if hook.token then owe(hook.token, hook, o.id) end\n", ""),
+            ("redis.call('HSET', hooks, 'd' .. message, by", "redis.call('HSET', hooks, 'd' .. message, q.me"),
+        ],
+    ));
+    let this = store.link("c");
+    let hook = Hook { target: "http://app/".into(), token: Some("t".into()), ..Hook::default() };
+    put(&newer, Put { hooks: vec![hook.clone()], ..own("j", "queued") }, b"{}").await;
+    for replica in [&older, &this] {
+        let heard = one(replica, get("j", 0)).await;
+        assert_eq!((heard.status.as_str(), heard.answer.as_deref()), ("queued", Some(&b"{}"[..])));
+        assert_eq!(heard.hooks, std::slice::from_ref(&hook));
+    }
+    // Taken over by the oldest: what the newest has added is left where it is.
+    put(&older, Put { take: true, ..state("j", "processing") }, b"{}").await;
+    assert!(store.asked(&["HGET", "{x}:jobs", "j"]).await.expect("known").contains("\"weight\":[7]"));
+    let heard = one(&newer, get("j", 1)).await;
+    assert_eq!((heard.v, heard.owner.as_deref()), (2, Some("b")));
+    // A claim in the words of before stands too.
+    let claim = || Ask::Claim { message: "msg_1".into(), row: 1, lease: 60_000 };
+    assert_eq!(one(&older, claim()).await.wait, None);
+    assert!(one(&this, claim()).await.wait.is_some());
+}
+
+#[tokio::test]
+async fn an_account_that_a_newer_version_keeps_is_left_alone() {
+    let store = Store::start().await;
+    let a = store.link("a");
+    store.run(&["HSET", "{x}:account", "version", "2"]).await;
+    let refused = a.call(&[Ask::Put(own("j", "queued"))], &[]).await.expect_err("refused");
+    assert!(refused.to_string().contains("newer version"), "{refused}");
+    assert_eq!(store.asked(&["HGET", "{x}:jobs", "j"]).await, None);
 }
