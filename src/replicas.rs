@@ -122,6 +122,7 @@ impl Replicas {
                     fleets[number] = Some(Arc::clone(&fleet));
                 }
             }
+            background.spawn(Arc::clone(&app.webhooks).take_up(Arc::clone(&fleet), terms.lease));
             let (jobs, metrics) = (Arc::clone(&app.jobs), app.metrics.shared.clone());
             let talk = jobs.keep_in_fleet((first.unwrap_or_default(), fleet), about, metrics, replicas.leaving.clone());
             replicas.brokers.spawn(talk);

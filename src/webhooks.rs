@@ -279,6 +279,7 @@ impl Webhooks {
                 self.ledger.owe_nothing(row.id);
                 continue;
             }
+            let hook = fleet::hook(&row.owed);
             let message = Message {
                 id: event::message_id(job, end, &row.owed.target),
                 account: row.owed.account,
@@ -287,6 +288,7 @@ impl Webhooks {
                 attempts: 0,
             };
             self.ledger.due(row.id, end.name(), message.clone());
+            self.tell_due(&message, job, end, hook);
             self.deliver(Due {
                 id: row.id,
                 target: message.target.clone(),

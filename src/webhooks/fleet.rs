@@ -7,15 +7,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::ledger;
 use crate::ledger::outbox::{Message, Owed, Waiting};
+use crate::protocol::End;
 use crate::proxy::App;
 use crate::proxy::jobs::fleet::{Fleet, Fleets};
-use crate::state::redis::jobs::{Ask, Hook, millis};
+use crate::state::redis::jobs::{Ask, Heard, Hook, LONGEST_MESSAGE, millis};
 
-use super::Webhooks;
+use super::{Due, Webhooks, event};
 
 /// How long one who delivers has the message for itself: longer than an attempt takes.
 const LEASE: Duration = Duration::from_secs(15);
@@ -117,10 +119,51 @@ impl Webhooks {
         if unsure { Known::Unsure } else { Known::Nothing }
     }
 
+    /// Should this replica not come back, another is to deliver it.
+    pub(super) fn tell_due(&self, message: &Message, job: &str, end: End, hook: Hook) {
+        if let Some(fleet) = self.fleet(&message.account) {
+            let text = if message.body.len() > LONGEST_MESSAGE { Bytes::new() } else { message.body.clone() };
+            let (message, job, end) = (message.id.clone(), job.to_owned(), end.name().to_owned());
+            fleet.say(Ask::Due { message, job, end, hook, lease: millis(LEASE), body: None, text });
+        }
+    }
+
+    /// Takes up what replicas that are gone have left undelivered, for ever.
+    pub(crate) async fn take_up(self: Arc<Self>, fleet: Arc<Fleet>, every: Duration) {
+        loop {
+            tokio::time::sleep(every).await;
+            // Nothing can be delivered without a signature.
+            while self.terms.load().keys.is_some()
+                && let Some(heard) = fleet.ask(Ask::Orphan { lease: millis(LEASE) }).await
+                && let Some(message) = &heard.message
+            {
+                if let Err(error) = self.adopt(message, &heard).await {
+                    tracing::error!(%error, job = heard.job, "the webhook of a replica that is gone cannot be kept");
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn adopt(&self, id: &str, heard: &Heard) -> Result<(), ledger::Error> {
+        let end = End::ALL.into_iter().find(|end| Some(end.name()) == heard.end.as_deref()).unwrap_or(End::Gone);
+        let Some(hook) = heard.hooks.first() else { return Ok(()) };
+        let owed = owed(hook, hook.token.clone());
+        // Known here already: it goes its way.
+        let Some(row) = self.ledger.owe_once(owed.clone(), heard.job.clone()).await? else { return Ok(()) };
+        tracing::info!(job = heard.job, "a replica is gone: its webhook is delivered from here");
+        let body = heard.answer.clone().unwrap_or_else(|| event::message(&self.protocol, &heard.job, end, None));
+        let Owed { account, target, .. } = owed;
+        let message = Message { id: id.to_owned(), account, target: target.clone(), body, attempts: 0 };
+        self.ledger.due(row, end.name(), message.clone());
+        self.deliver(Due { id: row, target, wait: Duration::ZERO, message: Some(message) });
+        Ok(())
+    }
+
     /// May it be delivered from here, now?
     pub(super) async fn claim(&self, row: i64, message: &Message) -> Claim {
         let Some(fleet) = self.fleet(&message.account) else { return Claim::Ours };
-        match fleet.ask(Ask::Claim { message: message.id.clone(), row, lease: millis(LEASE) }).await {
+        match fleet.ask_once_met(Ask::Claim { message: message.id.clone(), row, lease: millis(LEASE) }).await {
             Some(heard) if heard.done => Claim::Done,
             Some(heard) => heard.wait.map_or(Claim::Ours, |wait| Claim::Taken(Duration::from_millis(wait) + A_LITTLE)),
             // Twice is better than never, and receivers can tell.
@@ -171,7 +214,7 @@ impl App {
     }
 }
 
-fn hook(owed: &Owed) -> Hook {
+pub(super) fn hook(owed: &Owed) -> Hook {
     let Owed { token, account, client, target, completed, failed, .. } = owed.clone();
     Hook { account, client, target, completed, failed, token, job: None }
 }

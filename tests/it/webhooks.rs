@@ -12,7 +12,7 @@ use sluicegate::mock::Options;
 use crate::support::client::With;
 use crate::support::{KEY, WEBHOOK_SECRET, create_with, post};
 
-pub use self::receivers::Receivers;
+pub use self::receivers::{Manner, Receivers};
 pub use self::stage::Stage;
 
 /// Who takes them.

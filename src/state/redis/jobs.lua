@@ -1,11 +1,12 @@
 -- One call of one replica about jobs of one account: what it tells of them and asks, in order. One atomic step.
 --
 -- KEYS: jobs (hash: id -> state), answers (hash: id -> the upstream's last answer; '' -> bytes of all), live and ended (sorted sets: id ->
---   when it is forgotten), hooks (hash: webhooks that are owed, by token, and deliveries, by message), lapses (sorted set: field of hooks ->
---   when it is forgotten), account and members (hashes of call.lua, read only).
+--   when it is forgotten), hooks (hash: webhooks that are owed, by token; deliveries, messages and their bodies, by message), lapses (sorted set:
+--   field of hooks -> when it is forgotten), owed (sorted set: message that is not delivered -> until when its deliverer has it), account
+--   and members (hashes of call.lua, read only).
 -- ARGV[1]: the request; see `jobs.rs`. ARGV[2..]: answers. Times are the server's, in whole milliseconds; what is told and asked are durations.
 local q = cjson.decode(ARGV[1])
-local jobs, answers, live, ended, hooks, lapses, account, members = unpack(KEYS)
+local jobs, answers, live, ended, hooks, lapses, owed, account, members = unpack(KEYS)
 local newer = newer_than_this(account)
 if newer then return newer end
 local clock = redis.call('TIME')
@@ -154,6 +155,49 @@ local function delivery(message, by, till)
     wrote = true
     redis.call('HSET', hooks, 'd' .. message, by .. ' ' .. text(till))
     redis.call('ZADD', lapses, text(math.max(till, now) + q.delivered), 'd' .. message)
+    if by == '-' then
+        redis.call('ZREM', owed, message)
+        redis.call('HDEL', hooks, 'm' .. message, 'b' .. message)
+    else
+        redis.call('ZADD', owed, 'XX', text(till), message)
+    end
+end
+
+-- A message is due: should its replica not come back, another delivers it. Of many that nobody takes, only that they are due is kept.
+function ops.due(o)
+    if string.sub(redis.call('HGET', hooks, 'd' .. o.message) or '', 1, 2) == '- ' then return {} end
+    wrote = true
+    redis.call('HSET', hooks, 'm' .. o.message, cjson.encode({ hook = o.hook, job = o.job, ['end'] = o['end'] }))
+    if o.body and redis.call('ZCARD', owed) < q.bodies then
+        redis.call('HSET', hooks, 'b' .. o.message, ARGV[o.body])
+    end
+    redis.call('ZADD', owed, text(now + o.lease), o.message)
+    redis.call('ZADD', lapses, text(now + q.delivered), 'm' .. o.message)
+    return {}
+end
+
+-- A message whose deliverer has let it lapse, for whoever asks first; it has this long to write it down and claim it.
+function ops.orphan(o)
+    for _ = 1, 100 do
+        local first = redis.call('ZRANGE', owed, 0, 0, 'WITHSCORES')
+        if not first[1] or tonumber(first[2]) > now then return {} end
+        local message = first[1]
+        local kept = redis.call('HGET', hooks, 'm' .. message)
+        wrote = true
+        if kept then
+            redis.call('ZADD', owed, text(now + o.lease), message)
+            local entry = cjson.decode(kept)
+            local r = { message = message, job = entry.job, ['end'] = entry['end'], hooks = { entry.hook } }
+            local body = redis.call('HGET', hooks, 'b' .. message)
+            if body then
+                bodies[#bodies + 1] = body
+                r.body = #bodies
+            end
+            return r
+        end
+        redis.call('ZREM', owed, message)
+    end
+    return {}
 end
 
 -- May this replica deliver the message? Nobody else does while it may.
@@ -194,11 +238,12 @@ prune(live, q.most, no, forget)
 prune(ended, q.most, function() return bytes > q.bytes end, forget)
 prune(lapses, q.most, no, function(field)
     redis.call('HDEL', hooks, field)
+    if string.sub(field, 1, 1) == 'm' then redis.call('HDEL', hooks, 'b' .. string.sub(field, 2)) end
     redis.call('ZREM', lapses, field)
 end)
 if wrote then
     redis.call('HSET', answers, '', text(math.max(bytes, 0)))
     -- Should no replica ever call again.
-    for i = 1, 6 do redis.call('PEXPIRE', KEYS[i], text(q.live + q.delivered)) end
+    for i = 1, 7 do redis.call('PEXPIRE', KEYS[i], text(q.live + q.delivered)) end
 end
 return { cjson.encode(results), unpack(bodies) }

@@ -15,7 +15,11 @@ use super::{Failure, Terms, key_of};
 
 /// The script, and the parts of an account that it is about.
 const RULES: &str = concat!(include_str!("lives.lua"), include_str!("jobs.lua"));
-const PARTS: [&str; 8] = ["jobs", "answers", "live", "ended", "hooks", "lapses", "account", "members"];
+const PARTS: [&str; 9] = ["jobs", "answers", "live", "ended", "hooks", "lapses", "owed", "account", "members"];
+/// Longest body of a webhook that another replica could deliver as it is; of longer ones it tells the end.
+pub(crate) const LONGEST_MESSAGE: usize = 64 << 10;
+/// Undelivered webhooks whose bodies are kept.
+const MOST_BODIES: u32 = 1_000;
 /// Longest answer that is kept; of longer ones only the state is.
 pub(crate) const LONGEST: usize = 256 << 10;
 /// Bytes of the answers of one account together. Beyond, ended jobs are forgotten, the oldest first.
@@ -50,6 +54,21 @@ pub(crate) enum Ask {
     },
     /// May this row of this replica deliver this message, for so many milliseconds?
     Claim { message: String, row: i64, lease: u64 },
+    /// A webhook is due, and its replica will claim it within so many milliseconds.
+    Due {
+        message: String,
+        job: String,
+        end: String,
+        hook: Hook,
+        lease: u64,
+        /// Place of the body among the call's arguments.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        body: Option<usize>,
+        #[serde(skip)]
+        text: Bytes,
+    },
+    /// One that was due, and whose replica did not go on with it: ours for so many milliseconds.
+    Orphan { lease: u64 },
     /// It did, or failed and will try again within so many milliseconds.
     Tried { message: String, row: i64, done: bool, lease: u64 },
 }
@@ -144,6 +163,9 @@ pub(crate) struct Heard {
     pub(crate) done: bool,
     /// Nothing is known of the token, but the store may have lost it, and hear of it again.
     pub(crate) unsure: bool,
+    /// A webhook that another replica has left, and its job.
+    pub(crate) message: Option<String>,
+    pub(crate) job: String,
     /// Milliseconds for which another has it.
     pub(crate) wait: Option<u64>,
     body: Option<usize>,
@@ -162,6 +184,7 @@ struct Request<'a> {
     gone: u64,
     lease: u64,
     most: u32,
+    bodies: u32,
     bytes: u64,
     idle: u64,
     asks: &'a [Ask],
@@ -171,7 +194,7 @@ struct Request<'a> {
 pub(crate) struct JobsLink {
     server: Server,
     script: Script,
-    keys: [String; 8],
+    keys: [String; 9],
     me: String,
     hold: Duration,
     lease: Duration,
@@ -214,6 +237,7 @@ impl JobsLink {
             gone: millis(self.lease * 6),
             lease: millis(self.lease),
             most: MOST,
+            bodies: MOST_BODIES,
             bytes: MOST_BYTES,
             idle: MOST_IDLE,
             asks,

@@ -229,3 +229,24 @@ async fn a_job_that_was_taken_over_is_told_once_though_the_upstream_calls_too() 
     let hits = fleet.receivers.hits();
     assert_eq!(hits.len(), 1, "{hits:?}");
 }
+
+#[tokio::test]
+async fn what_a_killed_replica_had_not_delivered_yet_comes_from_another() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::new(&redis, OUT);
+    let [killed, _one, _other] = fleet.start().await;
+    let id = killed.start(HOOK).await;
+    // The job has ended, its slot is free, and no other replica was ever asked about it.
+    fleet.receivers.set(3000, Manner::Fail(1));
+    fleet.mock.finish(&id);
+    fleet.receivers.wait_for(1).await;
+    let (_, _, scratch) = killed.kill();
+    // Its claim lasts until 15 s after the attempt that it would have made in a second.
+    let hits = fleet.receivers.wait_for(2).await;
+    assert_eq!((hits[0].id(), &hits[0].body), (hits[1].id(), &hits[1].body));
+    let back = fleet.replica(scratch);
+    until(&back, "up", |shared| shared["state"] == "up").await;
+    // Its own try is due since long.
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(fleet.receivers.hits().len(), 2, "the one that comes back knows that it was delivered");
+}

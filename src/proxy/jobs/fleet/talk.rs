@@ -31,6 +31,15 @@ struct Batch {
     noted: Option<u64>,
 }
 
+impl Batch {
+    /// Its place among the call's arguments.
+    fn add(&mut self, body: Bytes) -> usize {
+        self.bodies.push(body);
+        // The first is the request, and Lua counts from one.
+        self.bodies.len() + 1
+    }
+}
+
 impl Jobs {
     /// Calls the store for one account until this replica leaves, and then says what is left.
     pub(crate) async fn keep_in_fleet(
@@ -103,12 +112,18 @@ impl Jobs {
             fleet.wake.notify_one();
         }
         drop(book);
-        for (ask, sender) in asks {
+        let mut size = 0;
+        for (mut ask, sender) in asks {
+            if let Ask::Due { text, body, .. } = &mut ask
+                && !text.is_empty()
+            {
+                size += text.len();
+                *body = Some(batch.add(text.clone()));
+            }
             batch.asks.push(ask);
             batch.answers.push(sender);
         }
         let mut left = Vec::new();
-        let mut size = 0;
         for (id, take) in news {
             if size >= MOST_BYTES {
                 left.push((id, take));
@@ -117,9 +132,7 @@ impl Jobs {
             let Some((mut put, body, said)) = self.to_tell(&id) else { continue };
             if let Some(body) = body {
                 size += body.len();
-                batch.bodies.push(body);
-                // The first argument is the request; Lua counts from one.
-                put.body = Some(batch.bodies.len() + 1);
+                put.body = Some(batch.add(body));
             }
             put.take = take;
             batch.asks.push(Ask::Put(put));
@@ -210,6 +223,7 @@ impl Jobs {
                 let _ = waiter.send(());
             }
         }
+        fleet.met.store(true, Ordering::Relaxed);
         if !fleet.up.swap(true, Ordering::Relaxed) {
             tracing::debug!("the shared store answers about jobs");
         }

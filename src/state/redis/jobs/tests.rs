@@ -200,6 +200,45 @@ async fn one_at_a_time_delivers_and_once() {
 }
 
 #[tokio::test]
+async fn what_its_replica_does_not_deliver_goes_to_one_who_asks() {
+    let store = Store::start().await;
+    let (a, b) = (store.link("a"), store.link("b"));
+    let hook = Hook { target: "http://app/".into(), completed: true, ..Hook::default() };
+    let due = |message: &str, body: Option<usize>| Ask::Due {
+        message: message.into(),
+        job: "j".into(),
+        end: "succeeded".into(),
+        hook: hook.clone(),
+        lease: 300,
+        body,
+        text: Bytes::new(),
+    };
+    let orphan = || Ask::Orphan { lease: 60_000 };
+    let claim = |lease| Ask::Claim { message: "m1".into(), row: 1, lease };
+    let tried = |done, lease| Ask::Tried { message: "m1".into(), row: 1, done, lease };
+    a.call(&[due("m1", Some(2))], &[Bytes::from_static(b"{\"\xff\":1}")]).await.expect("it answers");
+    assert_eq!(one(&b, orphan()).await, Heard::default(), "its replica has a while to claim it");
+    one(&a, claim(200)).await;
+    one(&a, tried(false, 400)).await;
+    sleep(Duration::from_millis(320)).await;
+    assert_eq!(one(&b, orphan()).await, Heard::default(), "it rests with its replica");
+    sleep(Duration::from_millis(150)).await;
+    let left = one(&b, orphan()).await;
+    assert_eq!((left.message.as_deref(), left.job.as_str(), left.end.as_deref()), (Some("m1"), "j", Some("succeeded")));
+    assert_eq!((left.answer.as_deref(), &left.hooks[..]), (Some(&b"{\"\xff\":1}"[..]), std::slice::from_ref(&hook)));
+    assert_eq!(one(&a, orphan()).await, Heard::default(), "one replica has it");
+    one(&b, tried(true, 0)).await;
+    // What was delivered is not due again, whoever says so late, and nothing of it is left.
+    one(&a, due("m1", None)).await;
+    assert_eq!(store.asked(&["HGET", "{x}:hooks", "mm1"]).await, None);
+    assert_eq!(store.asked(&["HGET", "{x}:hooks", "bm1"]).await, None);
+    one(&a, due("m2", None)).await;
+    sleep(Duration::from_millis(320)).await;
+    let left = one(&b, orphan()).await;
+    assert_eq!((left.message.as_deref(), left.answer), (Some("m2"), None), "m1 is not there any more");
+}
+
+#[tokio::test]
 async fn a_token_tells_what_is_owed() {
     let store = Store::start().await;
     let (a, b) = (store.link("a"), store.link("b"));
