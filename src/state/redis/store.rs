@@ -52,16 +52,14 @@ impl Store {
 
     /// One command.
     pub(super) async fn run(&self, words: &[&str]) {
-        let client = redis::Client::open(&*self.url).expect("a URL");
-        let mut connection = client.get_multiplexed_async_connection().await.expect("it answers");
-        let _: redis::Value = redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.expect("done");
+        self.asked::<redis::Value>(words).await;
     }
 
-    /// One command that answers with text, or with nothing.
-    pub(super) async fn asked(&self, words: &[&str]) -> Option<String> {
-        let client = redis::Client::open(&*self.url).expect("a URL");
+    /// One command and its answer.
+    pub(super) async fn asked<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+        let client = redis::Client::open(self.url.as_str()).expect("a URL");
         let mut connection = client.get_multiplexed_async_connection().await.expect("it answers");
-        redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.expect("text")
+        redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.expect("done")
     }
 
     /// As `call.lua` would have left it: an account whose last call is so long ago by the server's clock, and its members.

@@ -1,32 +1,39 @@
 //! Scripts of several versions on one server, as in a rolling update: each replica brings its own. What one has added the others pass over,
 //! and leave as it is; what they would misread they leave alone.
 
-use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+
+use serde_json::{Value, json};
 
 use crate::config::Amount;
 
 use super::server::Server;
 use super::store::{Store, doctored};
-use super::wire::{AskFor, Lines, Op, PurseTold, Reply, Request, Row, SlotEntry};
+use super::wire::{Lines, Reply, SlotEntry};
 use super::*;
 
 const CALL: &str = include_str!("call.lua");
 const PARTS: [&str; 6] = ["account", "places", "members", "slots", "turns", "purse"];
 
 fn terms() -> Terms {
+    let plan = config::Plan {
+        name: "small".into(),
+        requests: None,
+        concurrent_jobs: NonZeroU32::new(5),
+        pacing: Pacing::Auto,
+        llm: config::Llm::Shared,
+        credits_per_day: Some(Amount::from_micro(100)),
+    };
+    let minute = Duration::from_secs(60);
+    let jobs =
+        config::Jobs { max_age: minute, uncertain: minute, result_ttl: minute, hold: Duration::ZERO, shared: false };
     Terms {
         limit: Some(10),
-        jobs: Some(5),
-        replicas: 3,
         window: Duration::from_millis(200),
         jitter: Duration::from_millis(10),
         grant: Duration::from_millis(50),
         lease: Duration::from_millis(400),
-        max_age: Duration::from_secs(30),
-        burst: 10,
-        period: Duration::from_millis(10),
-        paced: false,
-        credits: Some((Amount::from_micro(100), 0)),
+        ..Terms::new(&plan, 3, &jobs, 0)
     }
 }
 
@@ -35,7 +42,7 @@ struct Replica {
     server: Server,
     script: Script,
     /// What a request of that version says beside what is known here.
-    more: serde_json::Value,
+    more: Value,
     id: &'static str,
     seq: u64,
     spent: u64,
@@ -45,7 +52,7 @@ struct Replica {
 impl Replica {
     fn new(store: &Store, id: &'static str, script: &str) -> Self {
         let (server, script) = (store.server(), Script::new(script));
-        Self { server, script, more: serde_json::json!({}), id, seq: 0, spent: 0, slots: Vec::new() }
+        Self { server, script, more: json!({}), id, seq: 0, spent: 0, slots: Vec::new() }
     }
 
     /// This version, and one to come: it keeps more, tells more, and hears more.
@@ -58,7 +65,7 @@ impl Replica {
                 ("account = ask[4] }", "account = ask[4], weight = q.weight }"),
             ],
         );
-        Self { more: serde_json::json!({"weight": 7}), ..Self::new(store, id, &script) }
+        Self { more: json!({"weight": 7}), ..Self::new(store, id, &script) }
     }
 
     /// One from before: it knows nothing of versions, and does not tell who else is there.
@@ -77,65 +84,40 @@ impl Replica {
         Self::new(store, id, &script)
     }
 
-    fn request(&mut self, op: Op) -> Request {
+    /// Says who calls, and this.
+    async fn call(&mut self, op: &str, said: Value) -> Reply {
         self.seq += 1;
-        let purse = PurseTold {
-            budget: 100,
-            offset: 0,
-            day: today(),
-            seen: None,
-            spent: self.spent,
-            of: today(),
-            others: BTreeMap::new(),
-        };
-        Request {
-            op,
-            id: self.id.into(),
-            life: format!("life-of-{}", self.id),
-            seq: self.seq,
-            ack: self.seq - 1,
-            terms: Lines::new(&terms()),
-            stepped: false,
-            ends: Vec::new(),
-            freed: Vec::new(),
-            slots: Vec::new(),
-            closed: None,
-            paced: false,
-            uploads: Vec::new(),
-            others: BTreeMap::new(),
-            asks: Vec::new(),
-            more: false,
-            adopt: None,
-            purse: Some(purse),
+        let (budget, day) = ("100", today());
+        let mut request = json!({
+            "op": op, "id": self.id, "life": format!("life-of-{}", self.id), "seq": self.seq, "ack": self.seq - 1,
+            "purse": { "budget": budget, "offset": 0, "day": day, "spent": self.spent.to_string(), "of": day },
+        });
+        let terms = serde_json::to_value(Lines::new(&terms())).expect("JSON");
+        for more in [terms, self.more.clone(), said] {
+            merge(&mut request, more);
         }
-    }
-
-    async fn call(&mut self, request: Request) -> Reply {
-        let mut json = serde_json::to_value(&request).expect("JSON");
-        json.as_object_mut().expect("an object").extend(self.more.as_object().expect("an object").clone());
         let keys = PARTS.map(|part| format!("{{x}}:{part}"));
-        let answer: String = self.server.run(&self.script, &keys, json.to_string()).await.expect("it answers");
+        let answer: String = self.server.run(&self.script, &keys, request.to_string()).await.expect("it answers");
         serde_json::from_str(&answer).expect("an answer")
     }
 
     async fn join(&mut self) -> Reply {
-        let request = Request { slots: self.slots.clone(), ..self.request(Op::Join) };
-        self.call(request).await
+        let slots = serde_json::to_value(&self.slots).expect("JSON");
+        self.call("join", json!({ "slots": slots })).await
     }
 
     /// Asks for a create that costs one.
     async fn start_job(&mut self, job: &str) -> bool {
         let name = format!("life-of-{}:{job}", self.id);
-        let ask = AskFor(name.clone(), name.clone(), "local".into(), "main".into(), 1);
-        let request = Request { asks: vec![ask], ..self.request(Op::Call) };
-        let granted = self.call(request).await.granted == [1];
+        let ask = json!({ "asks": [[name, name, "local", "main", "1"]] });
+        let granted = self.call("call", ask).await.granted == [1];
         if granted {
             self.spent += 1;
             let text = |text: &str| text.to_owned();
             let (client, account, model) = (text("local"), text("main"), text("m"));
             let entry = SlotEntry { slot: name, fence: 1, job: job.into(), model, client, account, paid: None };
-            let request = Request { slots: vec![entry.clone()], ..self.request(Op::Call) };
-            assert_eq!(self.call(request).await.refused, None);
+            let told = json!({ "slots": [serde_json::to_value(&entry).expect("JSON")] });
+            assert_eq!(self.call("call", told).await.refused, None);
             self.slots.push(entry);
         }
         granted
@@ -143,8 +125,19 @@ impl Replica {
 
     async fn beat(&mut self) -> Reply {
         let held = self.slots.len();
-        let request = Request { adopt: Some(held), ..self.request(Op::Call) };
-        self.call(request).await
+        self.call("call", json!({ "adopt": held })).await
+    }
+}
+
+/// Objects into each other.
+fn merge(into: &mut Value, more: Value) {
+    match (into, more) {
+        (Value::Object(into), Value::Object(more)) => {
+            for (name, value) in more {
+                merge(into.entry(name).or_insert(Value::Null), value);
+            }
+        }
+        (into, more) => *into = more,
     }
 }
 
@@ -181,7 +174,7 @@ async fn replicas_of_several_versions_keep_one_plan() {
     }
     // What the newest has added is still there after calls of the others.
     let field = ["HGET", "{x}:account", "weight"];
-    assert_eq!(store.asked(&field).await.as_deref(), Some("7"));
+    assert_eq!(store.asked::<Option<String>>(&field).await.as_deref(), Some("7"));
     // The newest is gone, and the oldest takes its jobs over.
     let [older, this, newer] = &mut fleet;
     let mut adopted = 0;
@@ -210,15 +203,15 @@ async fn what_an_older_version_would_misread_it_leaves_alone_and_says_so() {
     let store = Store::start().await;
     let mut this = Replica::new(&store, "a", CALL);
     assert!(this.join().await.joined);
-    assert_eq!(store.asked(&["HGET", "{x}:account", "version"]).await.as_deref(), Some("1"));
+    assert_eq!(store.asked::<Option<String>>(&["HGET", "{x}:account", "version"]).await.as_deref(), Some("1"));
     let next = doctored(CALL, &[("local VERSION = 1", "local VERSION = 2")]);
     let mut newer = Replica::new(&store, "b", &next);
     assert!(newer.join().await.joined, "an update may read what is there");
     settled().await;
-    let before = store.asked(&["HGET", "{x}:account", "age"]).await;
+    let before = store.asked::<Option<String>>(&["HGET", "{x}:account", "age"]).await;
     assert_eq!(this.beat().await.refused.as_deref(), Some("newer"));
     assert_eq!(this.join().await.refused.as_deref(), Some("newer"));
-    assert_eq!(store.asked(&["HGET", "{x}:account", "age"]).await, before, "nothing was changed");
+    assert_eq!(store.asked::<Option<String>>(&["HGET", "{x}:account", "age"]).await, before, "nothing was changed");
     assert!(newer.start_job("job").await);
     assert_eq!(newer.beat().await.live, 1);
 }
@@ -228,11 +221,9 @@ async fn the_part_of_a_day_that_is_over_freezes_none_that_begins() {
     for (days_ago, frozen) in [(0, true), (1, false)] {
         let store = Store::start().await;
         let mut replica = Replica::new(&store, "a", CALL);
-        let mut request = replica.request(Op::Join);
         // Of one that is gone, and that may have taken more than was heard of.
-        let row = Row(today() - days_ago, 99, false);
-        request.purse.as_mut().expect("a budget").others = [("gone".to_owned(), row)].into();
-        let purse = replica.call(request).await.purse.expect("a budget");
+        let others = json!({ "purse": { "others": { "gone": [today() - days_ago, "99", false] } } });
+        let purse = replica.call("join", others).await.purse.expect("a budget");
         assert_eq!((purse.frozen, purse.used), (frozen, if frozen { 99 } else { 0 }), "{days_ago} days ago");
         settled().await;
         assert_eq!(replica.start_job("job").await, !frozen, "{days_ago} days ago");

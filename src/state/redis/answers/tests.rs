@@ -124,5 +124,5 @@ async fn an_account_that_a_newer_version_keeps_is_left_alone() {
     store.run(&["HSET", "{x}:account", "version", "2"]).await;
     let refused = said_by(RULES, &server, "a", 1, "enter", &[]).await.expect_err("refused");
     assert!(refused.to_string().contains("newer version"), "{refused}");
-    assert_eq!(store.asked(&["HGET", "{x}:answer:k", "state"]).await, None);
+    assert_eq!(store.asked::<Option<String>>(&["HGET", "{x}:answer:k", "state"]).await, None);
 }

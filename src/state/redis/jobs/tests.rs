@@ -230,8 +230,8 @@ async fn what_its_replica_does_not_deliver_goes_to_one_who_asks() {
     one(&b, tried(true, 0)).await;
     // What was delivered is not due again, whoever says so late, and nothing of it is left.
     one(&a, due("m1", None)).await;
-    assert_eq!(store.asked(&["HGET", "{x}:hooks", "mm1"]).await, None);
-    assert_eq!(store.asked(&["HGET", "{x}:hooks", "bm1"]).await, None);
+    assert_eq!(store.asked::<Option<String>>(&["HGET", "{x}:hooks", "mm1"]).await, None);
+    assert_eq!(store.asked::<Option<String>>(&["HGET", "{x}:hooks", "bm1"]).await, None);
     one(&a, due("m2", None)).await;
     sleep(Duration::from_millis(320)).await;
     let left = one(&b, orphan()).await;
@@ -333,7 +333,7 @@ async fn scripts_of_several_versions_tell_each_other_of_jobs() {
     }
     // Taken over by the oldest: what the newest has added is left where it is.
     put(&older, Put { take: true, ..state("j", "processing") }, b"{}").await;
-    assert!(store.asked(&["HGET", "{x}:jobs", "j"]).await.expect("known").contains("\"weight\":[7]"));
+    assert!(store.asked::<Option<String>>(&["HGET", "{x}:jobs", "j"]).await.expect("known").contains("\"weight\":[7]"));
     let heard = one(&newer, get("j", 1)).await;
     assert_eq!((heard.v, heard.owner.as_deref()), (2, Some("b")));
     // A claim in the words of before stands too.
@@ -349,5 +349,5 @@ async fn an_account_that_a_newer_version_keeps_is_left_alone() {
     store.run(&["HSET", "{x}:account", "version", "2"]).await;
     let refused = a.call(&[Ask::Put(own("j", "queued"))], &[]).await.expect_err("refused");
     assert!(refused.to_string().contains("newer version"), "{refused}");
-    assert_eq!(store.asked(&["HGET", "{x}:jobs", "j"]).await, None);
+    assert_eq!(store.asked::<Option<String>>(&["HGET", "{x}:jobs", "j"]).await, None);
 }
