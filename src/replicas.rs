@@ -113,7 +113,7 @@ impl Replicas {
                 replicas.answers.push(answers);
             }
             let me = state.replica()?;
-            let about = JobsLink::new(redis, &account.key, &terms, &config.jobs, me.clone()).map_err(unusable)?;
+            let about = JobsLink::new(redis, &account.key, &terms, me.clone()).map_err(unusable)?;
             let fleet = Arc::new(Fleet::new(me, terms.timeout(), terms.beat()));
             let mut first = None;
             for (number, known) in app.accounts.iter().enumerate() {
@@ -122,6 +122,7 @@ impl Replicas {
                     fleets[number] = Some(Arc::clone(&fleet));
                 }
             }
+            background.spawn(Arc::clone(&app.webhooks).take_up(Arc::clone(&fleet), terms.lease));
             let (jobs, metrics) = (Arc::clone(&app.jobs), app.metrics.shared.clone());
             let talk = jobs.keep_in_fleet((first.unwrap_or_default(), fleet), about, metrics, replicas.leaving.clone());
             replicas.brokers.spawn(talk);

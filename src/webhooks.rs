@@ -279,6 +279,7 @@ impl Webhooks {
                 self.ledger.owe_nothing(row.id);
                 continue;
             }
+            let hook = fleet::hook(&row.owed);
             let message = Message {
                 id: event::message_id(job, end, &row.owed.target),
                 account: row.owed.account,
@@ -287,6 +288,7 @@ impl Webhooks {
                 attempts: 0,
             };
             self.ledger.due(row.id, end.name(), message.clone());
+            self.tell_due(&message, job, end, hook);
             self.deliver(Due {
                 id: row.id,
                 target: message.target.clone(),
@@ -334,7 +336,7 @@ impl Webhooks {
     pub(crate) async fn replay(&self, id: i64) -> Result<bool, crate::ledger::Error> {
         let found = self.ledger.replay(id).await?;
         if found && let Some(message) = self.ledger.message(id).await? {
-            self.give_up_claim(&message).await;
+            self.give_up_claim(id, &message).await;
             self.deliver(Due { id, target: message.target, wait: Duration::ZERO, message: None });
         }
         Ok(found)

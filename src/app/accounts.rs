@@ -121,6 +121,7 @@ impl Built {
             account.queue.know(parts, now);
         }
         for account in &self.accounts {
+            account.queue.follow(&config.jobs);
             account.budget().replan(config.retry.budget, config.retry.budget_floor);
         }
     }

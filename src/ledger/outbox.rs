@@ -139,6 +139,28 @@ impl Ledger {
         .await
     }
 
+    /// The same for a job that is known, and nothing where the same is or was owed.
+    pub(crate) async fn owe_once(&self, owed: Owed, job: String) -> Result<Option<i64>, Error> {
+        let now = self.now().wall_ms;
+        self.run(move |tx| {
+            let sql = "SELECT 1 FROM outbox WHERE (job = ?1 AND target = ?2) OR token = ?3 LIMIT 1";
+            if tx.prepare_cached(sql)?.exists((&job, &owed.target, &owed.token))? {
+                return Ok(None);
+            }
+            execute(
+                tx,
+                "INSERT INTO outbox (token, job, account, client, target, completed, failed, changed_ms)
+                 VALUES (:token, :job, :account, :client, :target, :completed, :failed, :now)",
+                named_params! {
+                    ":token": owed.token, ":job": job, ":account": owed.account, ":client": owed.client, ":target": owed.target,
+                    ":completed": owed.completed, ":failed": owed.failed, ":now": now,
+                },
+            )?;
+            Ok(Some(tx.last_insert_rowid()))
+        })
+        .await
+    }
+
     /// The create was answered with this job. False where the job's end was told already.
     pub(crate) async fn owed_for(&self, id: i64, job: String) -> Result<bool, Error> {
         let bind = move |tx: &Transaction<'_>| {
@@ -345,6 +367,22 @@ mod tests {
         let [view] = &ledger.webhooks(false, 10).await.expect("read")[..] else { panic!("one row") };
         assert_eq!((view.state.as_str(), view.job.as_deref(), view.attempts), ("delivered", Some("job_1"), 2));
         assert!(ledger.webhooks(true, 10).await.expect("read").is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_is_owed_for_a_job_is_owed_once() {
+        let ledger = memory();
+        let owe = async |token, job: &str| ledger.owe_once(owed(token), job.into()).await.expect("kept");
+        let id = owe(Some("t"), "job_1").await.expect("new");
+        assert_eq!(owe(None, "job_1").await, None);
+        assert_eq!(owe(Some("t"), "job_2").await, None, "no token has two rows");
+        ledger.due(id, "succeeded", message());
+        ledger.attempted(id, 1, &Next::Delivered, None);
+        assert_eq!(owe(None, "job_1").await, None, "it was told");
+        assert!(owe(None, "job_2").await.is_some());
+        let own = ledger.owe(owed(None)).await.expect("kept");
+        ledger.owed_for(own, "job_3".into()).await.expect("bound");
+        assert_eq!(owe(None, "job_3").await, None, "our own create's");
     }
 
     #[tokio::test]

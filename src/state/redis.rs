@@ -24,6 +24,10 @@ pub(crate) mod wire;
 #[cfg(test)]
 pub(crate) mod store;
 
+/// Replicas of several versions.
+#[cfg(test)]
+mod versions;
+
 /// Idempotency keys, and their answers.
 pub(crate) mod answers;
 
@@ -82,7 +86,7 @@ impl Terms {
             jitter,
             grant: (window / 6).clamp(Duration::from_secs(1), Duration::from_secs(10)),
             lease: (window / 12).clamp(Duration::from_millis(1500), Duration::from_secs(5)),
-            max_age: jobs.max_age.max(jobs.uncertain),
+            max_age: slots_for(jobs),
             burst: plan.requests.map_or(1, |requests| pace::burst(requests.limit).get()),
             period: plan
                 .requests
@@ -147,6 +151,11 @@ impl Terms {
     pub(crate) fn slot_poll(&self) -> Duration {
         (self.window / 600).clamp(Duration::from_millis(20), Duration::from_millis(100))
     }
+}
+
+/// How long a slot whose job is not known counts.
+pub(crate) fn slots_for(jobs: &config::Jobs) -> Duration {
+    jobs.max_age.max(jobs.uncertain)
 }
 
 /// Why a call came to nothing. What it was to do may have been done.

@@ -163,11 +163,11 @@ impl Deliverer {
             let about = (due.id, due.target.clone());
             let task = self.attempts.spawn(async move {
                 let outcome = match hooks.message_of(&due).await {
-                    Ok(Some(message)) => match hooks.claim(&message).await {
+                    Ok(Some(message)) => match hooks.claim(due.id, &message).await {
                         Claim::Ours => {
                             let attempt = hooks.attempt(&message, &*dial).await;
                             let wait = wait_after(message.attempts, &attempt);
-                            hooks.tell_tried(&message, wait);
+                            hooks.tell_tried(due.id, &message, wait);
                             Outcome::Tried(message.attempts, attempt, wait)
                         }
                         Claim::Done => Outcome::Elsewhere(message.attempts),

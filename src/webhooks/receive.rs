@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::{self, outbox::Waiting};
-use crate::protocol::Family;
+use crate::protocol::{End, Family};
 use crate::proxy::App;
 use crate::proxy::accept::{self, Asked, Terms};
 use crate::proxy::jobs::Told;
@@ -154,8 +154,8 @@ impl App {
         let verdict = match answer.ended {
             None => (StatusCode::OK, "taken"),
             // Whoever hears of the end first delivers.
-            Some(_) => match self.webhooks.ledger.owe(owed.clone()).await {
-                Ok(id) => self.called(Waiting { id, job: None, owed }, false, body).await,
+            Some(end) => match self.webhooks.owe_also(owed, &job).await {
+                Ok(()) => self.ended(&job, Some(end), body).await,
                 Err(error) => {
                     tracing::error!(%error, "a webhook of the upstream cannot be kept");
                     again
@@ -201,9 +201,14 @@ impl App {
         if let Some(owner) = self.jobs.owner(&job) {
             self.jobs.saw_status(&job, owner, as_told(body), Instant::now());
         }
-        if let Some(end) = answer.ended {
+        self.ended(&job, answer.ended, body).await
+    }
+
+    /// What is owed at this job's end is due, if it has ended.
+    async fn ended(&self, job: &str, end: Option<End>, body: &Bytes) -> Verdict {
+        if let Some(end) = end {
             // The observer has done it, unless the job table does not know the job.
-            self.webhooks.end(&job, end, Some(body));
+            self.webhooks.end(job, end, Some(body));
         }
         // What follows from it is on disk before the upstream is told that it need not call again.
         match self.webhooks.ledger.run(|_| Ok(())).await {

@@ -9,7 +9,7 @@ use http::Request;
 use http_body_util::Full;
 use serde_json::json;
 use sluicegate::mock::{Fault, Options, RunTime};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::support::client::{Answer, With};
 use crate::support::redis::{Fleet, Redis, wait_for};
@@ -30,6 +30,14 @@ fn keyed(key: &str) -> Request<Full<Bytes>> {
 
 async fn free(site: &Site) {
     wait_for(site, "up and free", |shared| shared["state"] == "up" && !shared["waits_for"].is_string()).await;
+}
+
+async fn soon(what: &str, is: impl Fn() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !is() {
+        assert!(Instant::now() < until, "never: {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Two replicas; one of them can be cut off from the store.
@@ -101,9 +109,7 @@ async fn a_create_whose_replica_falls_silent_is_never_sent_a_second_time() {
     let late = Fault::SlowHead { delay: Duration::from_secs(8) };
     fleet.mock.fault_next("POST", "/v1/predictions", late);
     let sent = silent.spawn(keyed("order-1"));
-    while fleet.mock.stats().creates_accepted == 0 {
-        sleep(Duration::from_millis(20)).await;
-    }
+    soon("it is sent", || fleet.mock.stats().creates_accepted > 0).await;
     relay.let_pass(Passes::Nothing);
     // It waits for as long as the other may be about, and then nobody knows.
     let unknown = other.send(keyed("order-1")).await;
@@ -113,11 +119,13 @@ async fn a_create_whose_replica_falls_silent_is_never_sent_a_second_time() {
     let answer = sent.await.expect("no panic");
     assert_eq!(answer.status, 201);
     // It has told the store by now, or will in a moment.
+    let until = Instant::now() + Duration::from_secs(10);
     let again = loop {
         let again = other.send(keyed("order-1")).await;
         if again.status == 201 {
             break again;
         }
+        assert!(Instant::now() < until, "never told: {again:?}");
         sleep(Duration::from_millis(50)).await;
     };
     assert_eq!(again.body, answer.body);
@@ -129,14 +137,10 @@ async fn a_create_that_only_waited_is_taken_over_and_not_sent_by_both() {
     let Pair { _redis, relay, fleet, silent, other } = pair().await;
     let jobs = [other.start_job().await, other.start_job().await];
     let waits = silent.spawn(keyed("order-1"));
-    while silent.proxy.usage().waiting == 0 {
-        sleep(Duration::from_millis(20)).await;
-    }
+    soon("it waits", || silent.proxy.usage().waiting > 0).await;
     relay.let_pass(Passes::Nothing);
     let taken = other.spawn(keyed("order-1"));
-    while other.proxy.usage().waiting == 0 {
-        sleep(Duration::from_millis(50)).await;
-    }
+    soon("it is taken over", || other.proxy.usage().waiting > 0).await;
     for job in &jobs {
         fleet.mock.finish(job);
         other.send(crate::support::poll(job)).await;
@@ -174,4 +178,30 @@ async fn without_the_store_no_keyed_create_is_sent() {
     assert_eq!(refused.code(), "queue_timeout", "{refused:?}");
     assert_eq!(refused.header("sluicegate-charge"), "not-sent");
     assert_eq!(fleet.mock.stats().attempts, 0);
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_key_and_then_in_line_waits_no_longer_than_max_wait() {
+    let Pair { _redis, relay, fleet, silent, other } = pair().await;
+    // No slot is left for it.
+    for _ in 0..2 {
+        other.start_job().await;
+    }
+    relay.let_pass(Passes::Nothing);
+    let begun = Instant::now();
+    let waits = silent.spawn(keyed("order-1").with("sluicegate-max-wait", "5s"));
+    sleep(Duration::from_secs(3)).await;
+    relay.let_pass(Passes::All);
+    let refused = waits.await.expect("no panic");
+    let waited = begun.elapsed();
+    assert_eq!((refused.code().as_str(), refused.header("sluicegate-charge")), ("queue_timeout", "not-sent"));
+    // Each wait of its own would make it 8 s and more.
+    assert!((4_500..6_500).contains(&waited.as_millis()), "{waited:?}: {refused:?}");
+    assert_eq!(fleet.mock.stats().creates_accepted, 2);
+    // Its key is free again.
+    for job in fleet.mock.job_ids() {
+        fleet.mock.finish(&job);
+        other.send(crate::support::poll(&job)).await;
+    }
+    assert_eq!(other.send(keyed("order-1")).await.status, 201);
 }

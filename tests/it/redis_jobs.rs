@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use http::Method;
 use sluicegate::mock::{Options, RunTime};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::client::{Answer, With, request};
 use crate::support::config::Scratch;
 use crate::support::redis::{Fleet, Redis, wait_for};
+use crate::support::relay::{Passes, Relay};
 use crate::support::{Setup, Site, create, poll};
 
 /// Who is told.
@@ -223,4 +224,64 @@ async fn without_the_store_each_goes_by_what_it_sees() {
     for site in &sites {
         wait_for(site, "all slots are free", |shared| shared["jobs_live"] == 0).await;
     }
+}
+
+/// Asks about a job whose replica and record are gone, until the upstream was asked. Nobody else calls the store.
+async fn asked_upstream(redis: &Redis, fleet: &Fleet, site: &Site, id: &str) {
+    redis.run(&["FLUSHALL"]).await;
+    redis.run(&["CONFIG", "RESETSTAT"]).await;
+    let (begun, mut asked, before) = (Instant::now(), 0, polls(fleet));
+    // The window counts as full for 3 s or so; then the upstream tells.
+    while polls(fleet) == before {
+        assert!(begun.elapsed() < Duration::from_secs(20), "never asked for upstream");
+        let answer = timeout(Duration::from_secs(15), site.send(poll(id))).await.expect("no answer");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        asked += 1;
+        sleep(Duration::from_millis(100)).await;
+    }
+    // Beside the polls: one that waits reads each 150 ms at most, and there are the account's beats and those of its jobs.
+    let (calls, tenths) = (redis.calls().await, begun.elapsed().as_millis() / 100 + 1);
+    let most = u64::try_from(tenths).expect("few") * 2 + asked + 20;
+    assert!(calls <= most, "{calls} calls for {asked} polls in {:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_job_whose_replica_and_record_are_gone_is_asked_for_upstream() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::new(until_told(HOUR), JOBS, 2);
+    let sites = fleet.start(&redis.url()).await;
+    let [gone, other] = <[Arc<Site>; 2]>::try_from(sites).ok().expect("two");
+    let id = gone.start_job().await;
+    told(&other, &id).await;
+    let waits = other.spawn(poll(&id).with("prefer", "wait=60"));
+    drop(gone);
+    asked_upstream(&redis, &fleet, &other, &id).await;
+    fleet.mock.finish(&id);
+    // Who waited may have been the one that asked the upstream, and heard what that said.
+    assert_eq!(waits.await.expect("no panic").status, 200);
+    let answer = other.send(poll(&id).with("prefer", "wait=20")).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["status"]), (200, &"completed".into()), "{answer:?}");
+    assert!(polls(&fleet) <= 8, "{} polls", polls(&fleet));
+}
+
+#[tokio::test]
+async fn who_lost_a_job_to_a_replica_that_is_gone_does_not_ask_the_store_in_a_circle() {
+    let redis = Redis::start().await;
+    let relay = Relay::to(redis.address()).await;
+    let fleet = Fleet::new(until_told(HOUR), JOBS, 2);
+    let (first, second) = (fleet.replica(&relay.url()), fleet.replica(&redis.url()));
+    for site in [&first, &second] {
+        wait_for(site, "up and free", |shared| shared["state"] == "up" && !shared["waits_for"].is_string()).await;
+    }
+    let id = first.start_job().await;
+    relay.let_pass(Passes::Nothing);
+    wait_for(&second, "it is taken over", |_| second.proxy.usage().jobs_live == 1).await;
+    relay.let_pass(Passes::All);
+    wait_for(&first, "it knows", |_| first.proxy.usage().jobs_live == 0).await;
+    told(&first, &id).await;
+    drop(second);
+    asked_upstream(&redis, &fleet, &first, &id).await;
+    fleet.mock.finish(&id);
+    let answer = first.send(poll(&id).with("prefer", "wait=20")).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["status"]), (200, &"completed".into()), "{answer:?}");
 }

@@ -38,6 +38,9 @@ mod keys;
 /// At full load.
 mod load;
 
+/// Replicas that share.
+mod redis;
+
 const WINDOW: Duration = Duration::from_secs(60);
 const OLD: &str = "cdt_old_canary";
 const NEW: &str = "cdt_new_canary";

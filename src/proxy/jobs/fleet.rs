@@ -25,8 +25,12 @@ mod hear;
 
 /// States that wait to be told while the store is away; what is left out is told when its job is asked about again.
 const MOST_NEWS: usize = 20_000;
+/// The same of webhooks, which have bodies: what is left out waits for its own replica.
+const MOST_MESSAGES: usize = 256;
 /// What was read so long ago is told without asking again.
 const FRESH: Duration = Duration::from_millis(100);
+/// How often what must be known is asked for, a beat apart.
+const MOST_TRIES: u32 = 10;
 /// How often it is read while somebody waits for news.
 pub(super) const READ_EVERY: Duration = Duration::from_millis(150);
 /// Longest time between two looks for ends that others have seen.
@@ -58,6 +62,9 @@ pub(crate) struct Fleets {
     /// Creates of unknown outcome. Unbounded: one entry a create, and it is always taken.
     unsure: mpsc::UnboundedSender<outbox::Owed>,
 }
+
+/// Who hears the answer; nobody where something is only said, and said again until it was heard.
+type Asker = Option<oneshot::Sender<Heard>>;
 
 /// The webhooks that are owed at a job's end, for the others to know.
 pub(crate) type Owed = Box<dyn Fn(&str) -> Vec<Hook> + Send + Sync>;
@@ -114,6 +121,8 @@ pub(crate) struct Fleet {
     told: watch::Sender<u64>,
     /// The last call was answered. Relaxed: whoever misses a change waits once, or asks the upstream once.
     up: AtomicBool,
+    /// Some call was answered.
+    met: AtomicBool,
 }
 
 #[derive(Default)]
@@ -122,7 +131,7 @@ struct Book {
     news: BTreeMap<String, bool>,
     /// Jobs that are asked about. As many waiters as there are requests that wait.
     reads: HashMap<String, Vec<oneshot::Sender<()>>>,
-    asks: Vec<(Ask, oneshot::Sender<Heard>)>,
+    asks: Vec<(Ask, Asker)>,
     /// Jobs whose end is awaited here, though another may see it.
     watched: BTreeSet<String>,
     /// Others' jobs, and when they were asked about last.
@@ -148,6 +157,7 @@ impl Fleet {
             wake: Notify::new(),
             told: watch::Sender::new(0),
             up: AtomicBool::new(false),
+            met: AtomicBool::new(false),
         }
     }
 
@@ -197,18 +207,36 @@ impl Fleet {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
-        self.book().asks.push((ask, sender));
+        self.book().asks.push((ask, Some(sender)));
         self.wake.notify_one();
         tokio::time::timeout(self.patience * 2, receiver).await.ok()?.ok()
     }
 
-    /// Says something that nobody waits for. It is lost while the store does not answer.
-    pub(crate) fn say(&self, ask: Ask) {
-        let (sender, _) = oneshot::channel();
-        if self.is_up() {
-            self.book().asks.push((ask, sender));
-            self.wake.notify_one();
+    /// The same, though the store may not have answered these calls yet.
+    async fn ask_patiently(&self, ask: &Ask) -> Option<Heard> {
+        for _ in 0..MOST_TRIES {
+            match self.ask(ask.clone()).await {
+                None => tokio::time::sleep(self.beat).await,
+                heard => return heard,
+            }
         }
+        None
+    }
+
+    /// The same where it is that the store has never answered so far: after a start it will in a moment, and while it is away nobody waits.
+    pub(crate) async fn ask_once_met(&self, ask: Ask) -> Option<Heard> {
+        if self.met.load(Ordering::Relaxed) { self.ask(ask).await } else { self.ask_patiently(&ask).await }
+    }
+
+    /// Says something that nobody waits for.
+    pub(crate) fn say(&self, ask: Ask) {
+        let mut book = self.book();
+        let most = if matches!(ask, Ask::Due { .. }) { MOST_MESSAGES } else { MOST_NEWS };
+        if book.asks.len() < most {
+            book.asks.push((ask, None));
+        }
+        drop(book);
+        self.wake.notify_one();
     }
 
     fn watch(&self, id: &str, watched: bool) {
@@ -318,5 +346,52 @@ impl Jobs {
             matches!(job.slot, Some(Held::Elsewhere)) && known.is_none_or(|known| now >= known + hear::GRACE)
         };
         self.table.get(id).is_some_and(|job| lost(&job))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_must_be_known_is_asked_for_until_the_store_answers() {
+        let fleet = Fleet::new("a".into(), Duration::from_secs(1), Duration::from_millis(400));
+        let ask = Ask::Get { id: "j".into(), v: 0, idle: false };
+        let store = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            fleet.up.store(true, Ordering::Relaxed);
+            fleet.wake.notified().await;
+            let (_, asker) = fleet.book().asks.pop().expect("asked");
+            let _ = asker.expect("somebody waits").send(serde_json::from_str(r#"{"v":7}"#).expect("JSON"));
+        };
+        let (heard, ()) = tokio::join!(fleet.ask_patiently(&ask), store);
+        assert_eq!(heard.map(|heard| heard.v), Some(7));
+        fleet.up.store(false, Ordering::Relaxed);
+        let begun = Instant::now();
+        assert_eq!(fleet.ask_once_met(ask.clone()).await, None, "not for ever");
+        assert_eq!(begun.elapsed(), Duration::from_secs(4));
+        fleet.met.store(true, Ordering::Relaxed);
+        assert_eq!(fleet.ask_once_met(ask).await, None);
+        assert_eq!(begun.elapsed(), Duration::from_secs(4), "at once");
+    }
+
+    #[tokio::test]
+    async fn what_is_only_said_waits_for_the_store_and_messages_are_few() {
+        let fleet = Fleet::new("a".into(), Duration::from_secs(1), Duration::from_millis(400));
+        let due = || Ask::Due {
+            message: "m".into(),
+            job: "j".into(),
+            end: "succeeded".into(),
+            hook: Hook::default(),
+            lease: 1,
+            body: None,
+            text: bytes::Bytes::new(),
+        };
+        for _ in 0..MOST_MESSAGES + 9 {
+            fleet.say(due());
+        }
+        assert_eq!(fleet.book().asks.len(), MOST_MESSAGES);
+        fleet.say(Ask::Tried { message: "m".into(), row: 1, done: true, lease: 0 });
+        assert_eq!(fleet.book().asks.len(), MOST_MESSAGES + 1);
     }
 }

@@ -9,11 +9,12 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::config;
 use crate::credits::Credits;
 use crate::metrics::shared::Metrics;
 use crate::state::redis::answers::Answers;
 use crate::state::redis::wire::{Op, Reply, Request, SlotEntry};
-use crate::state::redis::{Failure, Link, Terms};
+use crate::state::redis::{self, Failure, Link, Terms};
 
 use super::shared::purse::Funds;
 use super::shared::{News, Outcome, Shared, Told};
@@ -39,7 +40,7 @@ pub(crate) struct Around {
 /// What an operator sees of the store.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedView {
-    /// `up`, `joining`, `no_seat`, `holding`, `share`, `stopped`.
+    /// `up`, `joining`, `no_seat`, `outdated`, `holding`, `share`, `stopped`.
     pub(crate) state: &'static str,
     pub(crate) replicas: u32,
     /// While the store does not answer: for how long.
@@ -208,6 +209,12 @@ impl Account {
             Some(News::NoSeat) => {
                 tracing::error!(account, "more replicas than state.redis.replicas: this one sends nothing");
             }
+            Some(News::Outdated) => {
+                tracing::error!(
+                    account,
+                    "the shared store is kept by a newer version of sluicegate, which this one would misread: it sends nothing; update it"
+                );
+            }
             Some(News::Reset(why)) => {
                 tracing::warn!(account, why, "the shared store cannot say what was sent: the window counts as full");
             }
@@ -228,6 +235,13 @@ impl Account {
         match request {
             Some(request) => link.call(&request).await.is_ok(),
             None => false,
+        }
+    }
+
+    /// From now on jobs may live for as long as this says, where the account is shared.
+    pub(crate) fn follow(&self, jobs: &config::Jobs) {
+        if let Some(shared) = &mut self.book().shared {
+            shared.follow(redis::slots_for(jobs));
         }
     }
 

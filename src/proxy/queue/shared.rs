@@ -77,6 +77,8 @@ pub(super) enum News {
     Back,
     Stepped,
     NoSeat,
+    /// What is in the store is a newer version's.
+    Outdated,
     Reset(String),
 }
 
@@ -322,6 +324,7 @@ impl Shared {
     pub(crate) fn state(&self, now: Instant) -> &'static str {
         match self.mode {
             Mode::Outside if self.told.why.as_deref() == Some("full") => "no_seat",
+            Mode::Outside if self.told.why.as_deref() == Some("newer") => "outdated",
             Mode::Outside => "joining",
             Mode::Up => "up",
             Mode::CutOff if now < self.last_good + self.terms.hold() => "holding",
@@ -333,6 +336,12 @@ impl Shared {
     /// Since when the store has not answered.
     pub(crate) fn silent_for(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.last_good)
+    }
+
+    /// A slot whose job is not known counts for so long from now on.
+    pub(super) fn follow(&mut self, max_age: Duration) {
+        self.terms.max_age = max_age;
+        self.lines = Lines::new(&self.terms);
     }
 
     pub(crate) fn terms(&self) -> &Terms {

@@ -1,13 +1,15 @@
 -- One step about one Idempotency-Key. Atomic, like every script; a replica that is not heard of any more can take no second one.
 --
--- KEYS: the key's hash, the account's members (hash, see `call.lua`).
+-- KEYS: the key's hash; the account and its members (hashes, see `call.lua`, read only).
 -- ARGV: what to do, replica, life, number of the create, SHA-256 of its body, lease in us, how long it is kept in ms; then the answer, where there
 -- is one: status, headers, body, 1 if it started a job.
 -- States: entered (it waits for its turn), sending (it may have been sent), unknown (nobody will know), said; free (given back, and kept for a
 -- minute against calls of its create that come late).
-local key, members = KEYS[1], KEYS[2]
+local key, account, members = KEYS[1], KEYS[2], KEYS[3]
 local op, id, life, n, asked, lease, kept = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6]), ARGV[7]
 local owner = id .. ' ' .. life .. ' ' .. n
+local newer = newer_than_this(account)
+if newer then return newer end
 
 local function get(field) return redis.call('HGET', key, field) end
 local state, holder = get('state'), get('owner')
@@ -26,13 +28,9 @@ end
 -- Whether the replica that has it still calls.
 local function alive()
     local of, its_life = string.match(holder, '^(%S+) (%S+) ')
-    local member = redis.call('HGET', members, of)
-    if not member then return false end
-    local words = {}
-    for word in string.gmatch(member, '%S+') do words[#words + 1] = word end
-    local clock = redis.call('TIME')
-    local now = clock[1] * 1000000 + clock[2]
-    return words[1] == its_life and now - tonumber(words[4]) <= 3 * lease
+    local since = census(account, members, lease)
+    local _, seen = since(of, its_life)
+    return seen ~= nil and seen <= 3 * lease
 end
 
 if op == 'enter' then

@@ -25,6 +25,8 @@ use crate::ledger::answers::{KEPT_MS, Kept, LONGEST_BODY, Said, read, written};
 use super::server::Server;
 use super::{Failure, Terms};
 
+/// The script.
+const RULES: &str = concat!(include_str!("lives.lua"), include_str!("answers.lua"));
 /// Most that wait for the store to hear them.
 const MOST_NOTES: usize = 10_000;
 
@@ -32,9 +34,9 @@ const MOST_NOTES: usize = 10_000;
 pub(crate) struct Answers {
     server: Server,
     script: Script,
-    /// What names of keys begin with, and the members' key.
+    /// What names of keys begin with, and the keys of the account and its members.
     prefix: String,
-    members: String,
+    about: [String; 2],
     /// This replica and this process of it, as they are members.
     id: String,
     life: String,
@@ -103,9 +105,9 @@ impl Answers {
     ) -> Result<Arc<Self>, redis::RedisError> {
         Ok(Arc::new(Self {
             server: Server::new(settings, terms.timeout())?,
-            script: Script::new(include_str!("answers.lua")),
+            script: Script::new(RULES),
             prefix: super::key_of(key, "answer:"),
-            members: super::key_of(key, "members"),
+            about: ["account", "members"].map(|part| super::key_of(key, part)),
             id,
             life,
             terms,
@@ -218,7 +220,8 @@ impl Answers {
             args.extend([said.status.as_str().as_bytes().to_vec(), written(&said.headers)]);
             args.extend([said.body.to_vec(), u8::from(said.accepted).to_string().into_bytes()]);
         }
-        let keys = [format!("{}{key}", self.prefix), self.members.clone()];
+        let [account, members] = self.about.clone();
+        let keys = [format!("{}{key}", self.prefix), account, members];
         let words: Vec<Vec<u8>> = self.server.run(&self.script, &keys, args).await?;
         Ok(understood(&words))
     }
@@ -356,44 +359,4 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use crate::state::redis::store::Store;
-
-    use super::*;
-
-    /// What the script answers to replica `of` about the create `n`.
-    async fn said(server: &Server, of: &str, n: u32, op: &str, answer: &[&str]) -> String {
-        let keys = ["{x}:answer:k".to_owned(), "{x}:members".to_owned()];
-        let n = n.to_string();
-        let mut args = vec![op, of, "life", &n, "body", "1000000", "60000"];
-        args.extend(answer);
-        let words: Vec<String> =
-            server.run(&Script::new(include_str!("answers.lua")), &keys, args).await.expect("it answers");
-        words.join(" ")
-    }
-
-    #[tokio::test]
-    async fn what_was_given_back_is_not_taken_by_a_call_that_comes_late() {
-        let store = Store::start().await;
-        let server = store.server();
-        // It was given up before it came.
-        assert_eq!(said(&server, "a", 1, "forget", &[]).await, "done");
-        assert_eq!(said(&server, "a", 1, "enter", &[]).await, "runs");
-        assert_eq!(said(&server, "a", 1, "begin", &[]).await, "runs");
-        assert_eq!(said(&server, "b", 1, "enter", &[]).await, "yours");
-        assert_eq!(said(&server, "b", 1, "forget", &[]).await, "done");
-        assert_eq!(said(&server, "a", 2, "enter", &[]).await, "yours", "another create of the same replica");
-    }
-
-    #[tokio::test]
-    async fn an_answer_is_not_put_away_by_a_call_that_comes_late() {
-        let store = Store::start().await;
-        let server = store.server();
-        assert_eq!(said(&server, "a", 1, "enter", &[]).await, "yours");
-        assert_eq!(said(&server, "a", 1, "begin", &[]).await, "yours");
-        assert_eq!(said(&server, "a", 1, "begin", &[]).await, "yours", "asked again, as its answer was lost");
-        assert_eq!(said(&server, "a", 1, "said", &["201", "", "{}", "1"]).await, "done");
-        assert_eq!(said(&server, "a", 1, "begin", &[]).await, "runs");
-        assert_eq!(said(&server, "b", 1, "enter", &[]).await, "said 201  {} 1");
-    }
-}
+mod tests;

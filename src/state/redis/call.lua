@@ -25,6 +25,11 @@ local function keep(name, value)
     set[name] = value
 end
 
+-- A change of what is kept that an older script would misread raises this, here and in `lives.lua`: that one then changes nothing any more, and
+-- says so. What is only added is passed over by older ones.
+local VERSION = 1
+if stored('version') > VERSION then return cjson.encode({ now = text(now), refused = 'newer' }) end
+
 -- How many more attempts count than there are places.
 local extra = stored('extra')
 local function weigh(place, weight)
@@ -211,6 +216,7 @@ end
 
 local function finish()
     expire()
+    keep('version', VERSION)
     keep('last', text(now))
     keep('age', text(age))
     keep('sizes', sizes())

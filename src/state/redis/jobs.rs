@@ -13,6 +13,13 @@ use crate::config::{self, Secret};
 use super::server::Server;
 use super::{Failure, Terms, key_of};
 
+/// The script, and the parts of an account that it is about.
+const RULES: &str = concat!(include_str!("lives.lua"), include_str!("jobs.lua"));
+const PARTS: [&str; 9] = ["jobs", "answers", "live", "ended", "hooks", "lapses", "owed", "account", "members"];
+/// Longest body of a webhook that another replica could deliver as it is; of longer ones it tells the end.
+pub(crate) const LONGEST_MESSAGE: usize = 64 << 10;
+/// Undelivered webhooks whose bodies are kept.
+const MOST_BODIES: u32 = 1_000;
 /// Longest answer that is kept; of longer ones only the state is.
 pub(crate) const LONGEST: usize = 256 << 10;
 /// Bytes of the answers of one account together. Beyond, ended jobs are forgotten, the oldest first.
@@ -45,10 +52,25 @@ pub(crate) enum Ask {
         #[serde(skip_serializing_if = "Option::is_none")]
         job: Option<String>,
     },
-    /// May this replica deliver this message, for so many milliseconds?
-    Claim { message: String, lease: u64 },
+    /// May this row of this replica deliver this message, for so many milliseconds?
+    Claim { message: String, row: i64, lease: u64 },
+    /// A webhook is due, and its replica will claim it within so many milliseconds.
+    Due {
+        message: String,
+        job: String,
+        end: String,
+        hook: Hook,
+        lease: u64,
+        /// Place of the body among the call's arguments.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        body: Option<usize>,
+        #[serde(skip)]
+        text: Bytes,
+    },
+    /// One that was due, and whose replica did not go on with it: ours for so many milliseconds.
+    Orphan { lease: u64 },
     /// It did, or failed and will try again within so many milliseconds.
-    Tried { message: String, done: bool, lease: u64 },
+    Tried { message: String, row: i64, done: bool, lease: u64 },
 }
 
 /// A state of a job, as its replica knows it. What is empty is left out, for Lua takes JSON's null for true.
@@ -103,6 +125,9 @@ pub(crate) struct Hook {
     pub(crate) target: String,
     pub(crate) completed: bool,
     pub(crate) failed: bool,
+    /// The end of the URL that the upstream was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) token: Option<String>,
     /// Of a token: the job that it was called about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) job: Option<String>,
@@ -136,6 +161,11 @@ pub(crate) struct Heard {
     pub(crate) hooks: Vec<Hook>,
     /// The delivery was made, or given up.
     pub(crate) done: bool,
+    /// Nothing is known of the token, but the store may have lost it, and hear of it again.
+    pub(crate) unsure: bool,
+    /// A webhook that another replica has left, and its job.
+    pub(crate) message: Option<String>,
+    pub(crate) job: String,
     /// Milliseconds for which another has it.
     pub(crate) wait: Option<u64>,
     body: Option<usize>,
@@ -147,12 +177,14 @@ pub(crate) struct Heard {
 #[derive(Serialize)]
 struct Request<'a> {
     me: &'a str,
-    /// Milliseconds for which live jobs, ended ones and deliveries are known, and after which a silent owner counts as gone.
+    /// Milliseconds for which live jobs, ended ones and deliveries are known, after which a silent owner counts as gone, and of a lease.
     live: u64,
     ended: u64,
     delivered: u64,
     gone: u64,
+    lease: u64,
     most: u32,
+    bodies: u32,
     bytes: u64,
     idle: u64,
     asks: &'a [Ask],
@@ -162,11 +194,10 @@ struct Request<'a> {
 pub(crate) struct JobsLink {
     server: Server,
     script: Script,
-    keys: [String; 7],
+    keys: [String; 9],
     me: String,
-    live: Duration,
-    ended: Duration,
-    gone: Duration,
+    hold: Duration,
+    lease: Duration,
 }
 
 impl JobsLink {
@@ -175,32 +206,38 @@ impl JobsLink {
         settings: &config::Redis,
         key: &Secret,
         terms: &Terms,
-        jobs: &config::Jobs,
         me: String,
     ) -> Result<Self, redis::RedisError> {
         let part = |part| key_of(key, part);
         Ok(Self {
             server: Server::new(settings, terms.timeout())?,
-            script: Script::new(include_str!("jobs.lua")),
-            keys: ["jobs", "answers", "live", "ended", "hooks", "lapses", "members"].map(part),
+            script: Script::new(RULES),
+            keys: PARTS.map(part),
             me,
-            // An owner has until then to say that it is over.
-            live: jobs.max_age + jobs.result_ttl + terms.hold(),
-            ended: jobs.result_ttl,
-            // Others take its slots over after three.
-            gone: terms.lease * 6,
+            hold: terms.hold(),
+            lease: terms.lease,
         })
     }
 
     /// One call; `answers` are the arguments that its `Put`s name. What is heard comes in the order of what was asked.
-    pub(crate) async fn call(&self, asks: &[Ask], answers: &[Bytes]) -> Result<Vec<Heard>, Failure> {
+    /// What is said is kept for as long as `jobs` has it now.
+    pub(crate) async fn call(
+        &self,
+        asks: &[Ask],
+        answers: &[Bytes],
+        jobs: &config::Jobs,
+    ) -> Result<Vec<Heard>, Failure> {
         let request = Request {
             me: &self.me,
-            live: millis(self.live),
-            ended: millis(self.ended),
+            // An owner has until then to say that it is over.
+            live: millis(jobs.max_age + jobs.result_ttl + self.hold),
+            ended: millis(jobs.result_ttl),
             delivered: millis(DELIVERED),
-            gone: millis(self.gone),
+            // Others take its slots over after three leases.
+            gone: millis(self.lease * 6),
+            lease: millis(self.lease),
             most: MOST,
+            bodies: MOST_BODIES,
             bytes: MOST_BYTES,
             idle: MOST_IDLE,
             asks,

@@ -220,7 +220,7 @@ pub(crate) struct Reply {
     /// The server's clock.
     pub(crate) now: String,
     pub(crate) joined: bool,
-    /// Why nothing was done: `unknown`, `taken`, `full`.
+    /// Why nothing was done: `unknown`, `taken`, `full`, `newer`.
     pub(crate) refused: Option<String>,
     /// By ask: 1 or 0; 2 where the credits do not last for it.
     pub(crate) granted: Vec<u8>,

@@ -32,7 +32,8 @@ impl Jobs {
     /// What a replica that is gone has told of a job.
     pub(crate) async fn left_of(&self, account: usize, id: &str) -> Option<Heard> {
         let fleet = self.fleet(account).filter(|_| !id.is_empty())?;
-        fleet.ask(Ask::Get { id: id.to_owned(), v: 0, idle: false }).await.filter(|heard| heard.v > 0)
+        // Its slot came by another connection, perhaps before this one is there. Without what it tells, nobody would know of its webhook.
+        fleet.ask_patiently(&Ask::Get { id: id.to_owned(), v: 0, idle: false }).await.filter(|heard| heard.v > 0)
     }
 
     /// Looks after a job whose replica is gone, in the slot that it left; without an id it is a create of unknown outcome.

@@ -13,7 +13,7 @@ use crate::metrics::shared::Metrics;
 use crate::state::redis::jobs::{Ask, Heard, JobsLink, LONGEST, Put, millis};
 
 use super::super::{Held, Jobs};
-use super::Fleet;
+use super::{Asker, Fleet};
 
 /// The most that is said in one call, and the most bytes of answers.
 const MOST_SAID: usize = 256;
@@ -26,9 +26,18 @@ struct Batch {
     bodies: Vec<Bytes>,
     news: Vec<(String, bool, Option<Instant>)>,
     reads: Vec<(String, Vec<oneshot::Sender<()>>)>,
-    answers: Vec<oneshot::Sender<Heard>>,
+    answers: Vec<Asker>,
     /// What was noted when it was put together, if it says all of that.
     noted: Option<u64>,
+}
+
+impl Batch {
+    /// Its place among the call's arguments.
+    fn add(&mut self, body: Bytes) -> usize {
+        self.bodies.push(body);
+        // The first is the request, and Lua counts from one.
+        self.bodies.len() + 1
+    }
 }
 
 impl Jobs {
@@ -103,12 +112,18 @@ impl Jobs {
             fleet.wake.notify_one();
         }
         drop(book);
-        for (ask, sender) in asks {
+        let mut size = 0;
+        for (mut ask, sender) in asks {
+            if let Ask::Due { text, body, .. } = &mut ask
+                && !text.is_empty()
+            {
+                size += text.len();
+                *body = Some(batch.add(text.clone()));
+            }
             batch.asks.push(ask);
             batch.answers.push(sender);
         }
         let mut left = Vec::new();
-        let mut size = 0;
         for (id, take) in news {
             if size >= MOST_BYTES {
                 left.push((id, take));
@@ -117,9 +132,7 @@ impl Jobs {
             let Some((mut put, body, said)) = self.to_tell(&id) else { continue };
             if let Some(body) = body {
                 size += body.len();
-                batch.bodies.push(body);
-                // The first argument is the request; Lua counts from one.
-                put.body = Some(batch.bodies.len() + 1);
+                put.body = Some(batch.add(body));
             }
             put.take = take;
             batch.asks.push(Ask::Put(put));
@@ -168,7 +181,8 @@ impl Jobs {
     }
 
     async fn call(&self, account: usize, fleet: &Fleet, link: &JobsLink, batch: Batch, metrics: &Metrics) {
-        let answer = link.call(&batch.asks, &batch.bodies).await;
+        let terms = self.terms.load_full();
+        let answer = link.call(&batch.asks, &batch.bodies, &terms.settings).await;
         metrics.called(answer.is_ok());
         let heard = match answer {
             Ok(heard) if heard.len() == batch.asks.len() => heard,
@@ -181,6 +195,8 @@ impl Jobs {
                     );
                 }
                 let mut book = fleet.book();
+                let said = batch.asks.into_iter().zip(batch.answers).filter(|(_, asker)| asker.is_none());
+                book.asks.splice(..0, said);
                 for (id, take, _) in batch.news {
                     *book.news.entry(id).or_default() |= take;
                 }
@@ -189,9 +205,11 @@ impl Jobs {
             }
         };
         let mut heard = heard.into_iter();
-        for (sender, heard) in batch.answers.into_iter().zip(&mut heard) {
-            // Who asked may have left.
-            drop(sender.send(heard));
+        for (asker, heard) in batch.answers.into_iter().zip(&mut heard) {
+            if let Some(sender) = asker {
+                // Who asked may have left.
+                drop(sender.send(heard));
+            }
         }
         for ((id, _, said), heard) in batch.news.into_iter().zip(&mut heard) {
             self.was_told(fleet, &id, said, &heard);
@@ -205,6 +223,7 @@ impl Jobs {
                 let _ = waiter.send(());
             }
         }
+        fleet.met.store(true, Ordering::Relaxed);
         if !fleet.up.swap(true, Ordering::Relaxed) {
             tracing::debug!("the shared store answers about jobs");
         }

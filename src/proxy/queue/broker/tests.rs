@@ -109,7 +109,7 @@ impl Fleet {
         permit.sent();
         self.counted.lock().expect("no panic").push(Instant::now());
         sleep(Duration::from_millis(1)).await;
-        permit.answered(Feedback::default(), None);
+        permit.answered(Feedback::default(), None, Instant::now());
         drop(turn.slot);
         Ok(())
     }

@@ -90,7 +90,12 @@ impl Shared {
     }
 
     fn turned_away(&mut self, refused: &str, now: Instant) -> Outcome {
-        let news = (refused == "full" && self.told.why.as_deref() != Some("full")).then_some(News::NoSeat);
+        let is_new = self.told.why.as_deref() != Some(refused);
+        let news = match refused {
+            "full" if is_new => Some(News::NoSeat),
+            "newer" if is_new => Some(News::Outdated),
+            _ => None,
+        };
         self.told.why = Some(refused.to_owned());
         // Not known to the store any more: as good as no answer, until it is told what we hold. Without a seat there is no share.
         self.mode = if refused == "unknown" && self.mode != Mode::Outside { Mode::CutOff } else { Mode::Outside };
