@@ -1,7 +1,7 @@
 //! Waiting for one's turn: a bounded, fair queue with deadlines in front of an account's quota and job slots.
 //!
 //! `Account::turn` hands out a `Permit` for exactly one attempt and, for creates, a `Slot`. Both are given back by drop.
-//! The decisions are `quota`'s and `line`'s; this file holds the lock, the timer and the wake-ups.
+//! The decisions are `quota`'s, `line`'s and `book`'s; this file holds the lock, the timer and the wake-ups.
 
 use std::num::NonZeroU32;
 use std::path::Path;
@@ -15,12 +15,12 @@ use crate::config::{self, Amount};
 use crate::state::redis::answers::Answers;
 use crate::state::ring::Ring;
 
-use super::quota::{Claim, Places, Quota, Share, Use, View, Wait};
+use super::quota::{Claim, Quota, Share};
 
-use self::line::{Jobs, Line, Need, Shares, Ticket};
-
+use self::book::{Book, ClientBook, Clients, Waiter, jobs_of};
+use self::line::{Line, Need, Ticket};
 use self::permit::Stage;
-use self::shared::{Place, Sender, Shared};
+use self::shared::Place;
 
 pub(crate) use self::broker::{Adopted, Around, SharedView};
 pub(crate) use self::line::Class;
@@ -30,8 +30,14 @@ pub(crate) use self::shared::purse::NoFunds;
 /// The order of turns.
 pub(crate) mod line;
 
+/// What may go.
+mod book;
+
 /// What a turn is made of.
 mod permit;
+
+/// What others see.
+mod seen;
 
 /// What replicas share, as one of them knows it.
 mod shared;
@@ -58,90 +64,8 @@ pub(crate) struct Account {
     answers: OnceLock<Arc<Answers>>,
 }
 
-struct Book {
-    quota: Quota,
-    /// How many may wait.
-    max_waiting: usize,
-    jobs_limit: Option<u32>,
-    live: u32,
-    /// Until when the upstream's refusal for too many jobs holds, unless a job ends before.
-    no_room_until: Option<Instant>,
-    /// How long a job keeps its slot, of late; `None` while none has ended.
-    held: Option<Duration>,
-    /// Until when creates go although no attempt may be left for their jobs: a caller would not wait for one.
-    hurried_until: Instant,
-    /// Somebody in the line waits for nothing but the store's next answer.
-    hurried: bool,
-    /// Such refusals in a row.
-    refused_for_jobs: u32,
-    clients: Clients,
-    line: Line<Waiter>,
-    wake_at: Option<Instant>,
-    ring: Option<Ring>,
-    attempts: u64,
-    /// Where replicas share the account.
-    shared: Option<Box<Shared>>,
-}
-
-/// Somebody in the line.
-struct Waiter {
-    sender: Sender,
-    /// After this it does not wait for another try.
-    deadline: Instant,
-    /// What the store is asked for beside a place.
-    price: Amount,
-}
-
-struct Clients(Vec<ClientBook>);
-
-struct ClientBook {
-    share: Share,
-    /// Which share this is: another plan makes another one.
-    made: u16,
-    jobs_limit: Option<u32>,
-    live: u32,
-}
-
-impl Clients {
-    /// Takes a cell of the client's share, and says which share it is of.
-    fn take(&mut self, client: usize, now: Instant) -> u16 {
-        let client = &self.0[client];
-        client.share.take(now);
-        client.made
-    }
-
-    /// Gives it back, if that share is still there.
-    fn refund(&mut self, client: usize, made: u16) {
-        let client = &self.0[client];
-        if client.made == made {
-            client.share.refund();
-        }
-    }
-}
-
-impl ClientBook {
-    fn new(plan: Option<&config::Plan>, now: Instant) -> Self {
-        Self { share: Share::new(plan, now), made: 0, jobs_limit: jobs_of(plan), live: 0 }
-    }
-}
-
-fn jobs_of(plan: Option<&config::Plan>) -> Option<u32> {
-    plan.and_then(|plan| plan.concurrent_jobs).map(std::num::NonZeroU32::get)
-}
-
 /// What a client may have of an account, and its weight; `None` where it has left the configuration and keeps what it had.
 pub(crate) type Part = Option<(Option<Arc<config::Plan>>, u32)>;
-
-impl Shares for Clients {
-    fn rate(&self, client: usize, now: Instant) -> Result<(), Instant> {
-        self.0[client].share.ready(now)
-    }
-
-    fn slot(&self, client: usize) -> bool {
-        let client = &self.0[client];
-        client.jobs_limit.is_none_or(|limit| client.live < limit)
-    }
-}
 
 /// What a call asks of the queue.
 #[derive(Debug, Clone, Copy)]
@@ -180,20 +104,6 @@ pub(crate) enum NoTurn {
     Deadline { retry_in: Duration },
     /// The day's credits, shared by all replicas, do not last for it.
     NoFunds(NoFunds),
-}
-
-/// What the admin port shows of an account.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Snapshot {
-    pub(crate) limit: Option<u32>,
-    pub(crate) used: u32,
-    pub(crate) view: Option<View>,
-    pub(crate) jobs_limit: Option<u32>,
-    pub(crate) live: u32,
-    pub(crate) waiting: usize,
-    pub(crate) paced: bool,
-    pub(crate) drift: u32,
-    pub(crate) attempts: u64,
 }
 
 impl Account {
@@ -504,70 +414,9 @@ impl Account {
         self.book().shared.as_ref()?.has_slot(job)
     }
 
-    /// Limits for the headers of an answer to `client`: the tighter of its own and the account's.
-    pub(crate) fn view(&self, client: usize) -> Option<View> {
-        let now = Instant::now();
-        self.book().view(client, now)
-    }
-
-    /// What a 429 without a telling header means for a create: too many jobs, if every slot is taken while requests are left.
-    pub(crate) fn jobs_are_at_the_limit(&self) -> bool {
-        let now = Instant::now();
-        let mut book = self.book();
-        let live = book.live_in_all();
-        let full = book.jobs_limit.is_some_and(|limit| live >= limit);
-        match book.quota.used(now) {
-            // Without a rate there is nothing else to be over.
-            None => book.jobs_limit.is_some(),
-            Some((used, limit)) => full && used < limit,
-        }
-    }
-
     /// How long a job keeps its slot, of late.
     pub(crate) fn jobs_take(&self, held: Duration) {
         self.book().held = Some(held);
-    }
-
-    /// What decides how dear a look at a job is; `None` where the plan has no rate.
-    pub(crate) fn usage(&self) -> Option<Use> {
-        let now = Instant::now();
-        self.book().quota.usage(now)
-    }
-
-    /// Creates that wait for their turn.
-    pub(crate) fn creates_waiting(&self) -> u32 {
-        u32::try_from(self.book().line.wanting_slots()).unwrap_or(u32::MAX)
-    }
-
-    /// Attempts that are free now and when used ones come free again, for a forecast; `None` where the plan has no rate.
-    pub(crate) fn places(&self) -> Option<Places> {
-        let now = Instant::now();
-        self.book().quota.places(now)
-    }
-
-    /// What the admin port shows.
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        let now = Instant::now();
-        let mut book = self.book();
-        let used = book.quota.used(now);
-        Snapshot {
-            limit: used.map(|(_, limit)| limit),
-            used: used.map_or(0, |(used, _)| used),
-            view: book.account_view(now),
-            jobs_limit: book.jobs_limit,
-            live: book.live,
-            waiting: book.line.len(),
-            paced: book.quota.paced() || book.shared.as_ref().is_some_and(|shared| shared.told.paced),
-            // What other replicas sent since they were last heard of would be taken for that.
-            drift: if book.shared.is_some() { 0 } else { book.quota.drift(now) },
-            attempts: book.attempts,
-        }
-    }
-
-    /// Waiters and live jobs of one client.
-    pub(crate) fn client_snapshot(&self, client: usize) -> (usize, u32) {
-        let book = self.book();
-        (book.line.len_of(client), book.clients.0[client].live)
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -618,164 +467,5 @@ impl Drop for Leave<'_> {
     fn drop(&mut self) {
         let waiter = self.account.book().line.leave(self.ticket);
         drop(waiter);
-    }
-}
-
-impl Book {
-    /// May an attempt leave at `now`, or be asked for?
-    fn ready(&mut self, now: Instant) -> Result<(), Wait> {
-        self.quota.ready(now)?;
-        match &self.shared {
-            Some(shared) => shared.ready(self.quota.log(), now),
-            None => Ok(()),
-        }
-    }
-
-    fn is_urgent(&mut self, now: Instant) -> bool {
-        let Some(shared) = &self.shared else { return false };
-        shared.is_urgent() || (shared.wants_block(self.waiting_for_place(now), now) && self.quota.ready(now).is_ok())
-    }
-
-    /// How many of the line could go if there were places.
-    fn waiting_for_place(&self, now: Instant) -> usize {
-        let open = self.shared.as_ref().is_none_or(|shared| shared.slots_open(now));
-        self.line.len() - if open { 0 } else { self.line.wanting_slots() }
-    }
-
-    /// Jobs of all replicas, as far as is known.
-    fn live_in_all(&self) -> u32 {
-        self.shared.as_ref().map_or(self.live, |shared| self.live.max(shared.told.live))
-    }
-
-    fn jobs(&mut self, now: Instant) -> Jobs {
-        let shared = self.shared.as_ref().is_none_or(|shared| shared.slots_open(now));
-        Jobs {
-            slot: shared && self.jobs_limit.is_none_or(|limit| self.live < limit && self.looks_open(now).is_none()),
-            room: self.no_room_until.is_none_or(|until| until <= now),
-            funds: self.shared.as_ref().is_none_or(|shared| shared.funds_open()),
-        }
-    }
-
-    /// A create of such a deadline can wait for attempts to come back.
-    fn patient(&self, deadline: Instant, now: Instant) -> bool {
-        self.quota.rate().is_none_or(|(_, window)| deadline >= now + window)
-    }
-
-    /// When to ask again, if a job started now would keep its slot with nobody able to see its end: the attempts that are left and come
-    /// back while it runs are those that the live jobs' looks need. Its create then waits, rather than its end.
-    fn looks_open(&mut self, now: Instant) -> Option<Instant> {
-        let ((limit, window), slots, held) = (self.quota.rate()?, self.jobs_limit?, self.held?);
-        // What others leave for looks is not known.
-        if self.shared.is_some() {
-            return None;
-        }
-        // Long jobs outlive the window, and a plan with many slots has few attempts for each anyway.
-        if now < self.hurried_until || held >= window || slots.saturating_add(1) > limit / 2 {
-            return None;
-        }
-        // The create, the look at its job, and one at each live job.
-        let needed = self.live.saturating_add(2);
-        if self.quota.used(now).is_none_or(|(used, limit)| limit.saturating_sub(used) >= needed) {
-            return None;
-        }
-        let places = self.quota.places(now)?;
-        let soon = places.returns.iter().take_while(|(after, _)| *after <= held).map(|(_, count)| count);
-        let enough = places.free.saturating_add(soon.sum()) >= needed;
-        let next = places.returns.iter().map(|(after, _)| *after).find(|after| !after.is_zero());
-        next.filter(|_| !enough).map(|after| now + after)
-    }
-
-    fn free_for(&mut self, need: Need, client: usize, now: Instant) -> bool {
-        let jobs = self.jobs(now);
-        let may_start = match need {
-            Need::Nothing => true,
-            Need::Funds => jobs.funds,
-            Need::Room => jobs.room,
-            Need::Slot => jobs.room && jobs.slot && self.clients.slot(client),
-        };
-        may_start && self.clients.rate(client, now).is_ok() && self.ready(now).is_ok()
-    }
-
-    fn grant(&mut self, need: Need, client: usize, now: Instant) -> Claim {
-        let share = self.clients.take(client, now);
-        if need == Need::Slot {
-            self.live += 1;
-            self.clients.0[client].live += 1;
-        }
-        let mut claim = self.quota.reserve(now);
-        claim.share = share;
-        claim
-    }
-
-    fn next(&mut self, now: Instant) -> Option<(Ticket, Need, Claim, Waiter)> {
-        if self.line.is_empty() || self.ready(now).is_err() {
-            return None;
-        }
-        let jobs = self.jobs(now);
-        let (ticket, need, waiter) = self.line.next(now, jobs, &self.clients)?;
-        let claim = self.grant(need, ticket.client, now);
-        Some((ticket, need, claim, waiter))
-    }
-
-    /// The opposite of `next`. Who has no time left, or has left, gets no other try.
-    fn put_back(&mut self, (ticket, need, claim, waiter): (Ticket, Need, Claim, Waiter), now: Instant) {
-        self.give_back(&ticket, need, claim, now);
-        if waiter.deadline > now && !waiter.sender.is_closed() {
-            self.line.join(ticket, need, waiter);
-        }
-    }
-
-    /// What was granted here comes back.
-    fn give_back(&mut self, ticket: &Ticket, need: Need, claim: Claim, now: Instant) {
-        self.quota.release(claim, now);
-        self.clients.0[ticket.client].share.refund();
-        if need == Need::Slot {
-            self.live = self.live.saturating_sub(1);
-            let client = &mut self.clients.0[ticket.client];
-            client.live = client.live.saturating_sub(1);
-            self.line.slot_freed(ticket.client);
-        }
-    }
-
-    /// When time alone may let somebody go.
-    fn next_wake(&mut self, now: Instant) -> Option<Instant> {
-        if self.line.is_empty() {
-            return None;
-        }
-        match self.ready(now) {
-            Err(Wait::Until(at)) => return Some(at),
-            Err(Wait::ForEvent(latest)) => return latest,
-            Ok(()) => {}
-        }
-        let room = self.no_room_until.filter(|until| *until > now);
-        let wants_slots = self.line.wanting_slots() > 0;
-        let looks = if wants_slots { self.looks_open(now) } else { None };
-        let slots = self.shared.as_ref().and_then(|shared| shared.slots_until()).filter(|at| wants_slots && *at > now);
-        room.into_iter().chain(self.line.next_rate()).chain(looks).chain(slots).min()
-    }
-
-    /// A lower bound for the next departure of `client`, from rates alone.
-    fn earliest(&mut self, client: usize, now: Instant) -> Instant {
-        let own = self.clients.rate(client, now).err().unwrap_or(now);
-        let shared = match self.shared.as_ref().map(|shared| shared.ready(self.quota.log(), now)) {
-            Some(Err(Wait::Until(at))) => at,
-            _ => now,
-        };
-        self.quota.earliest(now).max(own).max(shared)
-    }
-
-    fn account_view(&mut self, now: Instant) -> Option<View> {
-        let view = self.quota.view(now)?;
-        Some(self.shared.as_ref().map_or(view, |shared| shared.tighten(view, now)))
-    }
-
-    fn view(&mut self, client: usize, now: Instant) -> Option<View> {
-        let account = self.account_view(now);
-        let own = self.clients.0[client].share.view(now);
-        match (account, own) {
-            (Some(account), Some(own)) if own.remaining <= account.remaining => Some(own),
-            (Some(account), _) => Some(account),
-            (None, own) => own,
-        }
     }
 }
