@@ -17,6 +17,7 @@ use crate::ledger::answers::Keyed;
 use super::dispatch::{Outgoing, Passed, Refusal, Spent};
 use super::jobs::Charge;
 use super::rejection::Rejection;
+use super::response::keep_secret;
 use super::retry::{Reply, ReplyBody};
 use super::{App, Worker};
 
@@ -125,9 +126,12 @@ async fn run_create(worker: &Worker, mut outgoing: Box<Outgoing>, caller: &watch
     if let Err(rejection) = Box::pin(worker.app.take_webhook(&mut outgoing)).await {
         return Created::refused(rejection.into());
     }
+    let account = outgoing.account;
     match outgoing.dispatch(worker, Some(caller), None).await {
         Ok(Passed { reply, charge, job, queued, credits, .. }) => {
-            let Reply { head, body, attempts, upstream } = reply;
+            let Reply { mut head, body, attempts, upstream } = reply;
+            // It is kept, here and where replicas share.
+            keep_secret(&mut head.headers, &worker.app.account(account).key);
             let (body, charge) = (body.whole().cloned().unwrap_or_default(), charge.unwrap_or(Charge::Unknown));
             let answer = Answer { status: head.status, headers: head.headers, body, charge, job };
             Created { answer: Ok(answer), spent: Spent { attempts, queued, upstream, credits }, replayed: false }

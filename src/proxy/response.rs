@@ -86,7 +86,7 @@ impl App {
                 if turned.is_some() {
                     fit(&mut head.headers);
                 }
-                RelayBody::whole(turned.unwrap_or(bytes), finish)
+                whole(turned.unwrap_or(bytes), &mut head.headers, finish)
             }
             ReplyBody::Stream { prefix, rest } => RelayBody::stream(prefix, rest, self.idle_timeout, finish),
         };
@@ -120,7 +120,8 @@ impl App {
         let told = self.told(&finish.record);
         if let Some((mut head, body)) = storm::answer(rejection, family, &told) {
             tell_more(&mut head.headers, &finish.record);
-            return Response::from_parts(head, RelayBody::whole(body, finish));
+            let body = whole(body, &mut head.headers, finish);
+            return Response::from_parts(head, body);
         }
         let (mut head, mut body) = rejection.response(family).into_parts();
         if matches!(rejection, Rejection::NotYours) {
@@ -128,7 +129,8 @@ impl App {
         }
         tell(&mut head.headers, &told);
         tell_more(&mut head.headers, &finish.record);
-        Response::from_parts(head, RelayBody::whole(body, finish))
+        let body = whole(body, &mut head.headers, finish);
+        Response::from_parts(head, body)
     }
 
     /// What is told of a call that has come to its end.
@@ -205,8 +207,19 @@ fn clean(headers: &mut HeaderMap) {
     }
 }
 
+/// A body held whole; HEAD is answered without it, which nobody else sees to over HTTP/2 (RFC 9110 §9.3.2).
+fn whole(bytes: Bytes, headers: &mut HeaderMap, finish: Box<Finish>) -> RelayBody {
+    if finish.record.method != Method::HEAD {
+        return RelayBody::whole(bytes, finish);
+    }
+    if !bytes.is_empty() {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+    }
+    RelayBody::whole(Bytes::new(), finish)
+}
+
 /// Removes fields in which the upstream tells us our key.
-fn keep_secret(headers: &mut HeaderMap, key: &KeyHeaders) {
+pub(crate) fn keep_secret(headers: &mut HeaderMap, key: &KeyHeaders) {
     while let Some(name) = headers.iter().find(|(_, value)| key.is_in(value)).map(|(name, _)| name.clone()) {
         tracing::warn!(
             field = name.as_str(),

@@ -7,7 +7,7 @@ use serde_json::json;
 use sluicegate::mock::{Fault, Options, RunTime};
 use tokio::time::{Instant, sleep};
 
-use crate::support::client::{With as _, request};
+use crate::support::client::{With as _, request, try_exchange_h2};
 use crate::support::{Live, Setup, Site, create, poll, post};
 
 fn running(secs: u64) -> Site {
@@ -70,6 +70,16 @@ async fn head_is_answered_as_get_is_and_costs_as_little() {
     let head = site.send(request("HEAD", &format!("/v1/predictions/{id}"), "")).await;
     assert_eq!((head.status.as_u16(), head.attempts(), head.body.len()), (200, 0, 0), "{head:?}");
     assert_eq!(head.number("content-length"), told.body.len() as u64);
+    // Where nobody else leaves the body out. And a refusal's.
+    for (path, host, status) in
+        [(format!("/v1/predictions/{id}"), "localhost:8787", 200), ("/v1/echo".into(), "evil.test", 421)]
+    {
+        let mut asked = request("HEAD", &path, "");
+        asked.headers_mut().insert("host", host.parse().expect("a host"));
+        let head = try_exchange_h2(site.connect(), asked).await.expect("an answer");
+        assert_eq!((head.status.as_u16(), head.body.len(), head.whole), (status, 0, true), "{head:?}");
+        assert!(head.number("content-length") > 0, "{head:?}");
+    }
     assert_eq!(site.mock.stats().attempts, attempts);
     // Of a job that nobody knows the upstream is asked.
     let unknown = site.send(request("HEAD", "/v1/predictions/nosuch", "")).await;

@@ -186,6 +186,21 @@ mod tests {
         assert!(!pool.has_one(false));
     }
 
+    /// More than a task may do in one go.
+    #[tokio::test]
+    async fn many_that_were_closed_meanwhile_are_told_one_after_another() {
+        let (mut wires, mut fars) = (Vec::new(), Vec::new());
+        for _ in 0..150 {
+            let (wire, far) = connected().await;
+            wires.push(settled(wire).await);
+            fars.push(far);
+        }
+        drop(fars);
+        for mut wire in wires {
+            assert!(matches!(wire.send(request(0), None).await, Err(SendError::Unsent(_))));
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_upload_goes_on_after_an_answer_that_came_before_its_end() {
         let (pool, (mut wire, mut far)) = (Pool::default(), connected().await);

@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, Sleep};
 
 use crate::proxy::body::SendBody;
@@ -68,30 +69,32 @@ impl Wire {
         // Relaxed, here and below: whoever drives it is who counts.
         self.heard.store(0, Ordering::Relaxed);
         self.bell.mute();
-        let mut answer = std::pin::pin!(self.sender.try_send_request(request));
+        // Without the task's budget: once that is spent, what has come would not be told, and nobody woken.
+        let mut answer = std::pin::pin!(unconstrained(self.sender.try_send_request(request)));
         let mut timed = false;
         std::future::poll_fn(|cx| {
             let mut rings = Context::from_waker(&self.waker);
-            loop {
-                drive(&mut self.connection, &self.bell, &self.waker, cx);
-                // Only the connection can bring it, so that nobody else has to be woken.
-                match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-                    Poll::Ready(Ok(answer)) => return Poll::Ready(Ok(answer)),
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
-                    Poll::Pending if self.heard.load(Ordering::Relaxed) > MAX_HEADS_BYTES => {
-                        return Poll::Ready(Err(SendError::Flooded));
+            drive(&mut self.connection, &self.bell, &self.waker, cx);
+            // Only the connection can bring it, so that nobody else has to be woken.
+            match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(answer)) => Poll::Ready(Ok(answer)),
+                Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+                Poll::Pending if self.heard.load(Ordering::Relaxed) > MAX_HEADS_BYTES => {
+                    Poll::Ready(Err(SendError::Flooded))
+                }
+                Poll::Pending if self.connection.is_some() => {
+                    if let Some(until) = until.take() {
+                        put_off(&mut self.patience, until);
+                        timed = true;
                     }
-                    Poll::Pending if self.connection.is_some() => {
-                        if let Some(until) = until.take() {
-                            put_off(&mut self.patience, until);
-                            timed = true;
-                        }
-                        let patience = self.patience.as_mut().filter(|_| timed);
-                        let over = patience.is_some_and(|timer| timer.as_mut().poll(&mut rings).is_ready());
-                        return if over { Poll::Ready(Err(SendError::TooLate)) } else { Poll::Pending };
-                    }
-                    // It has just ended, and by its drop told the answer so.
-                    Poll::Pending => {}
+                    let patience = self.patience.as_mut().filter(|_| timed);
+                    let over = patience.is_some_and(|timer| timer.as_mut().poll(&mut rings).is_ready());
+                    if over { Poll::Ready(Err(SendError::TooLate)) } else { Poll::Pending }
+                }
+                // It has just ended, and by its drop told the answer so.
+                Poll::Pending => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
                 }
             }
         })

@@ -31,7 +31,9 @@ local VERSION = 1
 if stored('version') > VERSION then return cjson.encode({ now = text(now), refused = 'newer' }) end
 
 -- How many more attempts count than there are places.
-local extra = stored('extra')
+local extra = math.max(stored('extra'), 0)
+-- A script that knows no weights has forgotten the account, or none was ever kept.
+if not a.extra and redis.call('HLEN', weights) > 0 then redis.call('DEL', weights) end
 local function weigh(place, weight)
     local old = extra > 0 and tonumber(redis.call('HGET', weights, place) or '1') or 1
     if weight == old then return end

@@ -74,7 +74,8 @@ local function owe(token, hook, job)
     for name, value in pairs(hook) do entry[name] = entry[name] or value end
     wrote = true
     redis.call('HSET', hooks, 't' .. token, cjson.encode(entry))
-    redis.call('ZADD', lapses, text(now + q.live), 't' .. token)
+    -- As long as a delivery, so that of too many the oldest go, and not the tokens of what lives.
+    redis.call('ZADD', lapses, text(now + math.max(q.live, q.delivered)), 't' .. token)
 end
 
 local ops = {}
@@ -158,6 +159,7 @@ local function delivery(message, by, till)
     if by == '-' then
         redis.call('ZREM', owed, message)
         redis.call('HDEL', hooks, 'm' .. message, 'b' .. message)
+        redis.call('ZREM', lapses, 'm' .. message)
     else
         redis.call('ZADD', owed, 'XX', text(till), message)
     end
@@ -167,7 +169,7 @@ end
 function ops.due(o)
     if string.sub(redis.call('HGET', hooks, 'd' .. o.message) or '', 1, 2) == '- ' then return {} end
     wrote = true
-    redis.call('HSET', hooks, 'm' .. o.message, cjson.encode({ hook = o.hook, job = o.job, ['end'] = o['end'] }))
+    redis.call('HSET', hooks, 'm' .. o.message, cjson.encode({ hook = o.hook, job = o.job, ['end'] = o['end'], by = q.me }))
     if o.body and redis.call('ZCARD', owed) < q.bodies then
         redis.call('HSET', hooks, 'b' .. o.message, ARGV[o.body])
     end
@@ -184,18 +186,20 @@ function ops.orphan(o)
         local message = first[1]
         local kept = redis.call('HGET', hooks, 'm' .. message)
         wrote = true
-        if kept then
-            redis.call('ZADD', owed, text(now + o.lease), message)
-            local entry = cjson.decode(kept)
+        local entry = kept and cjson.decode(kept)
+        if entry then redis.call('ZADD', owed, text(now + o.lease), message) end
+        local body = entry and redis.call('HGET', hooks, 'b' .. message)
+        -- Only its own replica has all of a message whose body is not here: while that one is there, it comes when its receiver lets it.
+        local waits = entry and not body and entry.by and not is_gone(entry.by)
+        if entry and not waits then
             local r = { message = message, job = entry.job, ['end'] = entry['end'], hooks = { entry.hook } }
-            local body = redis.call('HGET', hooks, 'b' .. message)
             if body then
                 bodies[#bodies + 1] = body
                 r.body = #bodies
             end
             return r
         end
-        redis.call('ZREM', owed, message)
+        if not entry then redis.call('ZREM', owed, message) end
     end
     return {}
 end

@@ -265,7 +265,10 @@ async fn every_call_is_one_span_below_the_caller_s() {
         &[("http.response.status_code", json!(404)), ("url.path", json!("/v1/nowhere")), ("error.type", Value::Null)],
     );
     let code = page.code();
-    had(refused, &[("sluicegate.code", json!(code)), ("error.type", json!(code)), ("sluicegate.account", Value::Null)]);
+    had(
+        refused,
+        &[("sluicegate.code", json!(code)), ("error.type", json!(code)), ("sluicegate.account", json!("dev-local"))],
+    );
     assert_eq!((&refused["failed"], &refused["why"]), (&json!(true), &json!(code)));
     assert!([create, poll, other].iter().all(|span| span["failed"] == false), "{spans:?}");
 

@@ -17,6 +17,9 @@ pub(super) struct Clocks {
     pub(super) got: Instant,
 }
 
+/// Two clocks may be apart by so much more after a moment, and a thousandth of the time.
+const DRIFT: Duration = Duration::from_millis(20);
+
 impl Shared {
     /// The call that was sent at `sent` has failed: what it was to do may have been done.
     pub(in crate::proxy::queue) fn failed(&mut self, now: Instant) -> Outcome {
@@ -106,12 +109,14 @@ impl Shared {
         Outcome { back, news, ..Outcome::default() }
     }
 
-    /// Between two answers the server's clock went as ours did, give or take J.
+    /// Between two answers the server's clock went as ours did: no further ahead than clocks drift apart, for that would free places early, and
+    /// less far by J at most.
     fn has_stepped(&mut self, reply: &Reply, sent: Instant, got: Instant) -> bool {
         let Some(server) = reply.server_time() else { return true };
         let before = self.clocks.replace(Clocks { server, sent, got });
         let Some(before) = before else { return false };
-        let longest = got - before.sent + self.terms.jitter;
+        let between = got - before.sent;
+        let longest = between + (DRIFT + between / 1000).min(self.terms.jitter);
         let shortest = sent.saturating_duration_since(before.got).saturating_sub(self.terms.jitter);
         server.checked_sub(before.server).is_none_or(|passed| passed > longest || passed < shortest)
     }

@@ -43,7 +43,11 @@ impl Shared {
         let of_block = self.at_hand(now) > 0;
         let (origin, good_until) = match &mut self.block {
             Some(block) if of_block => (Origin::Block, block.take(now)),
-            _ => (Origin::Share, now + self.terms.grant),
+            _ => {
+                // It may be sent after the next call, which would then be taken for an end of our share.
+                self.must_join = true;
+                (Origin::Share, now + self.terms.grant)
+            }
         };
         Some(Place { origin, funded: None, good_until })
     }

@@ -39,6 +39,20 @@ async fn what_was_given_back_is_not_taken_by_a_call_that_comes_late() {
     assert_eq!(said(&server, "a", 2, "enter", &[]).await, "yours", "another create of the same replica");
 }
 
+/// A replica tells a store that was emptied what it has under way; by the time that arrives, the create may have been refused.
+#[tokio::test]
+async fn what_was_given_back_is_not_taken_by_what_is_told_again() {
+    let store = Store::start().await;
+    let server = store.server();
+    for (n, late) in [(1, "sending"), (2, "unknown")] {
+        assert_eq!(said(&server, "a", n, "enter", &[]).await, "yours", "{late}");
+        assert_eq!(said(&server, "a", n, "begin", &[]).await, "yours", "{late}");
+        assert_eq!(said(&server, "a", n, "forget", &[]).await, "done", "{late}");
+        assert_eq!(said(&server, "a", n, late, &[]).await, "done", "{late}");
+    }
+    assert_eq!(said(&server, "b", 1, "enter", &[]).await, "yours");
+}
+
 #[tokio::test]
 async fn an_answer_is_not_put_away_by_a_call_that_comes_late() {
     let store = Store::start().await;

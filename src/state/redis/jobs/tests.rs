@@ -232,8 +232,14 @@ async fn what_its_replica_does_not_deliver_goes_to_one_who_asks() {
     one(&a, due("m1", None)).await;
     assert_eq!(store.asked::<Option<String>>(&["HGET", "{x}:hooks", "mm1"]).await, None);
     assert_eq!(store.asked::<Option<String>>(&["HGET", "{x}:hooks", "bm1"]).await, None);
+    assert_eq!(store.asked::<Option<String>>(&["ZSCORE", "{x}:lapses", "mm1"]).await, None);
     one(&a, due("m2", None)).await;
     sleep(Duration::from_millis(320)).await;
+    store.knows(Duration::ZERO, &[Member::called("a", "life")]).await;
+    let theirs = one(&b, Ask::Orphan { lease: 100 }).await;
+    assert_eq!(theirs, Heard::default(), "only its replica has its body, and that one is about");
+    store.knows(Duration::ZERO, &[]).await;
+    sleep(Duration::from_millis(150)).await;
     let left = one(&b, orphan()).await;
     assert_eq!((left.message.as_deref(), left.answer), (Some("m2"), None), "m1 is not there any more");
 }
