@@ -62,12 +62,12 @@ impl Store {
     }
 
     /// One command.
-    pub(super) async fn run(&self, words: &[&str]) {
+    pub(crate) async fn run(&self, words: &[&str]) {
         self.asked::<redis::Value>(words).await;
     }
 
     /// One command and its answer.
-    pub(super) async fn asked<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
+    pub(crate) async fn asked<T: redis::FromRedisValue>(&self, words: &[&str]) -> T {
         let client = redis::Client::open(self.settings().urls[0].as_str()).expect("a URL");
         let mut connection = client.get_multiplexed_async_connection().await.expect("it answers");
         redis::cmd(words[0]).arg(&words[1..]).query_async(&mut connection).await.expect("done")
@@ -95,13 +95,6 @@ impl Store {
     pub(crate) fn settings(&self) -> config::Redis {
         let urls = vec![format!("redis://127.0.0.1:{}", self.port)];
         config::Redis { urls, cluster: false, user: None, password: None, replicas: NonZeroU32::MIN }
-    }
-
-    /// One command, as an operator would give it; its answer as text.
-    pub(crate) fn command(&self, words: &[&str]) -> String {
-        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).expect("a URL");
-        let mut command = redis::cmd(words[0]);
-        command.arg(&words[1..]).query(&mut client.get_connection().expect("it answers")).expect("text")
     }
 }
 

@@ -146,8 +146,8 @@ impl Fleet {
     }
 
     /// How often scripts were called, and the microseconds of the server's time that one took.
-    fn calls(&self) -> (u64, f64) {
-        let info = self.store.command(&["INFO", "commandstats"]);
+    async fn calls(&self) -> (u64, f64) {
+        let info: String = self.store.asked(&["INFO", "commandstats"]).await;
         let line = info.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:")).unwrap_or_default();
         let field = |name: &str| line.split(',').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
         let calls = field("calls").and_then(|text| text.parse().ok());
@@ -156,9 +156,9 @@ impl Fleet {
     }
 
     /// Entries of one of the store's keys, counted by this command.
-    fn size(&self, command: &str, part: &str) -> usize {
+    async fn size(&self, command: &str, part: &str) -> usize {
         let script = format!("return tostring(redis.call('{command}', redis.call('KEYS', '*:{part}')[1] or 'none'))");
-        self.store.command(&["EVAL", &script, "0"]).parse().expect("a number")
+        self.store.asked::<String>(&["EVAL", &script, "0"]).await.parse().expect("a number")
     }
 }
 
@@ -180,10 +180,10 @@ fn impatient() -> Ask {
 async fn eight_saturated_replicas_spend_a_large_plan_with_few_calls() {
     let fleet = Fleet::start(&plan(L), 8).await;
     let windows = std::env::var("SLUICEGATE_REDIS_WINDOWS").ok().and_then(|count| count.parse().ok()).unwrap_or(3);
-    fleet.store.command(&["CONFIG", "RESETSTAT"]);
+    fleet.store.run(&["CONFIG", "RESETSTAT"]).await;
     let begun = Instant::now();
     fleet.saturate(0..8, 20, begun + W * windows).await;
-    let (calls, micros) = fleet.calls();
+    let (calls, micros) = fleet.calls().await;
     fleet.judge();
     let sent = fleet.sent_since(begun);
     let utilisation = f64::from(u32::try_from(sent).expect("few")) / f64::from(L * windows);
@@ -225,8 +225,8 @@ async fn the_store_keeps_slices_and_not_attempts_whatever_the_plan() {
     let fleet = Fleet::start(&plan(12_000_000), 2).await;
     fleet.saturate(0..2, 20, Instant::now() + W).await;
     let sent = fleet.sent_since(Instant::now() - W);
-    let (places, weights) = (fleet.size("ZCARD", "places"), fleet.size("HLEN", "weights"));
-    println!("{sent} attempts, {places} places, {:?}", fleet.calls());
+    let (places, weights) = (fleet.size("ZCARD", "places").await, fleet.size("HLEN", "weights").await);
+    println!("{sent} attempts, {places} places, {:?}", fleet.calls().await);
     // A window and J are 269 slices.
     assert!(sent > 10_000 && places <= 2 * 271 && weights <= places, "{sent} attempts, {places} places");
 }
@@ -245,7 +245,7 @@ async fn who_cannot_wait_is_refused_without_a_call_until_there_are_places() {
             .. redis.call('HLEN', key .. 'members') .. ' ' .. redis.call('HLEN', key .. 'weights')
         redis.call('HSET', account, 'extra', extra + 11899, 'sizes', sizes)
         return 'done'";
-    fleet.store.command(&["EVAL", taken, "0"]);
+    fleet.store.run(&["EVAL", taken, "0"]).await;
     let mut served = 0;
     let refused = loop {
         match fleet.call(0, impatient()).await {
@@ -256,12 +256,16 @@ async fn who_cannot_wait_is_refused_without_a_call_until_there_are_places() {
     assert_eq!(served, 100);
     let NoTurn::TooLate { retry_in } = refused else { panic!("{refused:?}") };
     assert!(retry_in > Duration::from_millis(500), "{retry_in:?}");
-    fleet.store.command(&["CONFIG", "RESETSTAT"]);
+    fleet.store.run(&["CONFIG", "RESETSTAT"]).await;
     for _ in 0..1_000 {
         assert!(matches!(fleet.call(0, impatient()).await, Err(NoTurn::TooLate { .. })));
     }
     let beats = begun.elapsed().as_millis() / 375 * 2 + 2;
-    assert!(u128::from(fleet.calls().0) <= beats, "{:?} calls, {beats} of them to show that they live", fleet.calls());
+    assert!(
+        u128::from(fleet.calls().await.0) <= beats,
+        "{:?} calls, {beats} of them to show that they live",
+        fleet.calls().await
+    );
     sleep_until(begun + Duration::from_millis(1_700)).await;
     assert!(fleet.call(0, impatient()).await.is_ok(), "the other's block has lapsed");
 }
