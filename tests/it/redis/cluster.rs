@@ -25,7 +25,7 @@ async fn a_failover_loses_no_slot_and_exceeds_nothing() {
     for site in &sites[..3] {
         site.start_job().await;
     }
-    let until = Instant::now() + Duration::from_secs(15);
+    let until = Instant::now() + Duration::from_secs(20);
     let all = saturate_all(&sites, 10, until);
     sleep(Duration::from_secs(1)).await;
 
@@ -55,7 +55,7 @@ async fn a_failover_loses_no_slot_and_exceeds_nothing() {
     cluster.nodes[killed].run(&["CLUSTER", "FAILOVER"]).await;
     let answered = joined(all).await;
     kept(&fleet);
-    // Of fifteen seconds four pass without an owner, and four in three rolls.
+    // Of twenty seconds four pass without an owner, and four in three rolls; on a busy machine more.
     assert!(answered >= 60 * 3, "{answered} answers");
     assert_eq!(cluster.owner().await, killed, "it took over again");
 
